@@ -1,0 +1,27 @@
+"""How good an adaptive policy is, and how surely: scores and intervals."""
+
+from ecomlib.evaluation.statistics import (
+    POPULATIONS,
+    Interval,
+    Population,
+    interquartile_mean,
+    interval_coverage,
+    normalised_score,
+    paired_difference,
+    percentile_bootstrap_interval,
+    studentised_bootstrap_interval,
+    t_interval,
+)
+
+__all__ = [
+    "POPULATIONS",
+    "Interval",
+    "Population",
+    "interquartile_mean",
+    "interval_coverage",
+    "normalised_score",
+    "paired_difference",
+    "percentile_bootstrap_interval",
+    "studentised_bootstrap_interval",
+    "t_interval",
+]
