@@ -1,0 +1,77 @@
+# What can be done here: `make help`. Needs make, a POSIX shell and Python 3.11 or later; the rest is installed into .venv.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BUILT := _build/.built
+
+# The Python that makes .venv: the reference version first. Override with `make book PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+# Set to the address of PyTorch's CPU index to avoid the CUDA build on Linux (README.md, "Hardware").
+TORCH_INDEX ?=
+# One chapter by its file name, for `make execute`; empty means all.
+CHAPTER ?=
+# Test processes. Every file, and so every chapter, stays on one of them.
+WORKERS ?= 2
+
+SOURCES := $(shell find chapters book ecomlib -type f ! -name '*.pyc' ! -path '*/.*' ! -path 'book/axe/*' 2>/dev/null) \
+  _config.yml _toc.yml
+
+.PHONY: help book test execute run-times diagrams browser clean
+
+help:
+	@echo 'make book              install into .venv if needed, then build the book: _build/html/index.html'
+	@echo 'make test              the same environment, then every check (builds the book first when it is out of date)'
+	@echo 'make execute           run every chapter and store its outputs; CHAPTER=pricing for one'
+	@echo 'make run-times         verify every chapter alone, one after another, and record how long each took'
+	@echo 'make diagrams          draw book/diagrams/*.mmd again where the source changed (needs npm and a browser)'
+	@echo 'make browser           install Chromium for the page tests (apt), unless a browser is there'
+	@echo 'make clean             delete what was built; .venv stays'
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'error: Python 3.11 or later was not found; name one with PYTHON=/path/to/python' >&2; exit 1; }
+	@test -x $(BIN)/python || '$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo 'Creating .venv with $(PYTHON)'; '$(PYTHON)' -m venv .venv; }
+	@echo 'Installing the exact versions of requirements.txt into .venv (minutes the first time; log: .venv/install.log)'
+	@{ { test -z '$(TORCH_INDEX)' || $(BIN)/pip install --index-url '$(TORCH_INDEX)' "$$(grep '^torch==' requirements.txt)"; } && \
+	  $(BIN)/pip install -r requirements.txt && \
+	  $(BIN)/pip install --no-deps --no-build-isolation -e . ; } >.venv/install.log 2>&1 || { \
+	  grep -v '^WARNING' .venv/install.log | tail -n 15 >&2; echo 'error: installing failed; all of it: .venv/install.log' >&2; exit 1; }
+	@touch $@
+
+# Always from nothing: a second, incremental build would forget the warnings of the first.
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@echo 'Building the book from the stored outputs of its chapters (warnings are errors)'
+	@rm -rf _build/html _build/.doctrees
+	@$(BIN)/jupyter-book build . -q -W -n --keep-going --all >.venv/build.log 2>&1 || { \
+	  cat .venv/build.log >&2; echo 'error: the book was not built' >&2; exit 1; }
+	@touch $@
+
+book:
+	@rm -f $(BUILT)
+	@$(MAKE) --no-print-directory $(BUILT)
+	@echo 'The book: _build/html/index.html'
+
+test: $(BUILT)
+	@echo 'Checking: library, equations, chapters (each is executed once), pages'
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+execute: $(INSTALLED)
+	@$(BIN)/python book/tools/execute.py $(CHAPTER)
+
+run-times: $(INSTALLED)
+	@echo 'Verifying the chapters one after another; seconds go to book/run_times.json'
+	@$(BIN)/python -m pytest chapters --record-run-times
+
+diagrams: $(INSTALLED)
+	@$(BIN)/python book/tools/diagrams.py
+
+browser:
+	@sh book/tools/install_browser.sh
+
+clean:
+	@echo 'Deleting _build and caches'
+	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	@find chapters ecomlib tests book -name __pycache__ -type d -prune -exec rm -rf {} +
