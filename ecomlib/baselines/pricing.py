@@ -1,0 +1,172 @@
+"""What a practitioner would use for pricing: Bayes with a particle posterior, and a price experiment (chapter "Dynamic pricing")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..families.pricing import LogitPricing, blind_policy, purchase_probability
+from ..policies import inverse_transform
+
+
+class ParticlePosterior:
+    """Posterior over a product's hidden parameters: weights on a fixed quasi-random sample of the family's prior.
+
+    The likelihood of a day is Poisson(units | traffic x weekday x purchase probability), or, when the shelf sold out, the
+    probability that demand was at least what was left. Equation (eq-posterior).
+    """
+
+    def __init__(self, family: LogitPricing, particles: int = 2048):
+        if family.continuous:
+            raise ValueError("ParticlePosterior needs the price grid: build the family with continuous=False")
+        if particles < 2:
+            raise ValueError(f"particles = {particles}: need at least 2")
+        self.family, self.size = family, particles
+
+    def begin(self, tasks: int, episodes: int, device: torch.device) -> None:
+        """Back to the prior for M tasks in N replicas."""
+        self.particles = self.family.prior_sample(self.size, device)
+        markup = torch.tensor(self.family.markups, device=device, dtype=self.particles.cost.dtype)
+        share = purchase_probability(self.particles, markup.expand(self.size, -1))
+        self.rate = (
+            self.particles.traffic[:, None] * share
+        ).T.contiguous()  # (A, P), units a day at weekday multiplier 1
+        self.log_rate = self.rate.log()
+        self.log_weight = torch.zeros(tasks, episodes, self.size, device=device, dtype=self.rate.dtype)
+
+    def update(self, action: Tensor, before: Tensor, after: Tensor) -> None:
+        """Bayes' rule for one day: observations (M, N, 6) before and after posting ``action`` (M, N)."""
+        before, after = self.family.seen(before), self.family.seen(after)
+        sold, weekday = after.sold[..., None], before.weekday[..., None]
+        log_likelihood = sold * self.log_rate[action] - weekday * self.rate[action]
+        if self.family.stock is not None:
+            sold_out = (after.stock == 0)[..., None]
+            at_least = (
+                torch.special.gammainc(sold.clamp(min=1), weekday * self.rate[action]).clamp(min=1e-300).log()
+            )
+            nothing_to_sell = (before.stock == 0)[..., None]
+            # P(D >= I) without the constant log(sold!) that the Poisson term drops: the same for every particle.
+            log_likelihood = torch.where(sold_out, at_least, log_likelihood).masked_fill(nothing_to_sell, 0.0)
+        self.log_weight += log_likelihood
+        self.log_weight -= self.log_weight.amax(-1, keepdim=True)
+
+    @property
+    def weight(self) -> Tensor:
+        """(M, N, P) posterior probability of each particle."""
+        return torch.softmax(self.log_weight, -1)
+
+
+class _Bayes:
+    """Shared by the two Bayesian agents: a posterior, and every particle's own table of action values."""
+
+    noise_size = 1
+
+    def __init__(self, family: LogitPricing, particles: int | None = None):
+        self.family = family
+        # A particle's table has days x (stock + 1) x actions entries, so fewer particles are affordable with a stock limit.
+        self.posterior = ParticlePosterior(family, particles or (2048 if family.stock is None else 512))
+
+    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        self.posterior.begin(tasks, episodes, context.device)
+        particles = self.posterior.particles
+        # Cost is seen and only scales profit: with cost 1 in every particle, prices are ranked as with the true cost.
+        self.values = self.family.action_values(particles._replace(cost=torch.ones_like(particles.cost)))
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        self.observation = observation
+        seen = self.family.seen(observation)
+        day = seen.day.long().clamp(max=self.family.days - 1)
+        level = torch.zeros_like(day) if self.family.stock is None else seen.stock.long()
+        return self.choose(day, level, noise)
+
+    def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        self.posterior.update(action, self.observation, next_observation)
+
+    def end_episode(self) -> None:
+        """Nothing to do: the posterior carries over to the next episode of the same product."""
+
+
+class GreedyBayes(_Bayes):
+    """Posts the price with the highest posterior mean profit, and never pays for information (certainty equivalence's
+    Bayesian cousin). It can stop learning: chapter "Dynamic pricing", section on incomplete learning."""
+
+    def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        # Every replica of every task is on the same day, so only the shelf's level differs.
+        table = self.values[:, day[0, 0]]  # (P, levels, A)
+        if table.shape[1] == 1:
+            return (self.posterior.weight @ table[:, 0]).argmax(-1)
+        mean = torch.einsum("mnp,pla->mnla", self.posterior.weight, table)
+        return mean.gather(2, level[..., None, None].expand(-1, -1, 1, mean.shape[-1]))[:, :, 0].argmax(-1)
+
+
+class Thompson(_Bayes):
+    """Draws one market from the posterior each day and posts its best price (Thompson 1933)."""
+
+    def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        particle = inverse_transform(self.posterior.weight, noise[..., 0])
+        return self.values.argmax(-1)[particle, day, level]
+
+
+class EpsilonGreedy:
+    """A price experiment without a model: try each price once in random order, then post the best average, at random
+    with probability epsilon. Profits are divided by the weekday multiplier before averaging."""
+
+    noise_size = 2
+
+    def __init__(self, family: LogitPricing, epsilon: float = 0.1):
+        if family.continuous:
+            raise ValueError("EpsilonGreedy needs the price grid: build the family with continuous=False")
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon = {epsilon}: must lie in [0, 1]")
+        self.family, self.epsilon = family, epsilon
+
+    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        self.total = torch.zeros(tasks, episodes, self.family.actions, device=context.device)
+        self.count = torch.zeros_like(self.total)
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        self.weekday = self.family.seen(observation).weekday
+        untried = self.count == 0
+        mean = torch.where(untried, torch.inf, self.total / self.count.clamp(min=1))
+        everything = torch.ones_like(untried)
+        explore = (noise[..., 0] < self.epsilon)[..., None]
+        candidates = torch.where(
+            untried.any(-1, keepdim=True),
+            untried,
+            torch.where(explore, everything, mean == mean.amax(-1, keepdim=True)),
+        )
+        return inverse_transform(candidates / candidates.sum(-1, keepdim=True), noise[..., 1])
+
+    def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        self.total.scatter_add_(-1, action[..., None], (reward / self.weekday)[..., None])
+        self.count.scatter_add_(-1, action[..., None], torch.ones_like(reward)[..., None])
+
+    def end_episode(self) -> None:
+        """Nothing to do: averages carry over to the next episode of the same product."""
+
+
+class FixedMarkup:
+    """Posts one markup for ever: the blind price by default, or the grid price nearest to ``markup``."""
+
+    noise_size = 1
+
+    def __init__(self, family: LogitPricing, markup: float | None = None):
+        if family.continuous or family.stock is not None:
+            raise ValueError("FixedMarkup needs the price grid and no stock limit")
+        low, high = family.markups[0], family.markups[-1]
+        if markup is not None and not low <= markup <= high:
+            raise ValueError(f"markup = {markup}: must lie in [{low}, {high}]")
+        distance = [abs(m - markup) for m in family.markups] if markup is not None else None
+        self.action = distance.index(min(distance)) if distance else int(blind_policy(family)[0, 0])
+
+    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return torch.full(observation.shape[:2], self.action, device=observation.device)
+
+    def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        """Nothing to learn."""
+
+    def end_episode(self) -> None:
+        """Nothing to do."""

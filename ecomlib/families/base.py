@@ -1,0 +1,83 @@
+"""The task-family protocol: pure functions over explicit state, on tensors with a task axis and an episode axis.
+
+Shapes: M tasks, N episodes in parallel (independent replicas), so a state or a reward is (M, N). A hidden parameter is (M,).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+SPLITS = ("train", "test", "shifted")
+
+
+class TaskFamily(Protocol):
+    """What every family offers. A family is an immutable object; whatever changes is in ``tasks`` and ``state``."""
+
+    horizon: int
+    """Steps in an episode."""
+    noise_size: int
+    """Uniforms that one step of one episode consumes."""
+    observation_size: int
+    """Length of an observation."""
+    actions: int
+    """Number of actions; 0 when the action is a real number."""
+
+    def tasks(self, task_id: Tensor) -> Any:
+        """Tasks named by their ids (M,) int64: a NamedTuple of (M, ...) tensors. The same id is always the same task."""
+
+    def shifted(self) -> TaskFamily:
+        """The same family under a prior that training never saw."""
+
+    def context(self, tasks: Any) -> Tensor:
+        """(M, C) what the merchant knows of each task before the first step."""
+
+    def reset(self, tasks: Any, episodes: int, noise: Tensor) -> Any:
+        """The first state of N episodes. Never changes the task. ``noise`` is (M, N, noise_size)."""
+
+    def observe(self, tasks: Any, state: Any) -> Tensor:
+        """(M, N, observation_size), what the merchant sees; never a hidden parameter."""
+
+    def step(self, tasks: Any, state: Any, action: Tensor, noise: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """Next state, reward (M, N), done (M, N). ``noise`` is (M, N, noise_size) uniforms."""
+
+    def oracle_return(self, tasks: Any) -> Tensor:
+        """(M,) expected episode return of the best policy, within this action set, that knows the task."""
+
+    def blind_return(self, tasks: Any) -> Tensor:
+        """(M,) expected episode return of the best policy that uses time, context and physical state, never feedback."""
+
+
+def sample_tasks(family: TaskFamily, tasks: int, generator: Generator) -> Any:
+    """M fresh tasks. Only the ids are drawn; a task is a function of its id, on any device."""
+    if tasks < 1:
+        raise ValueError(f"tasks = {tasks}: at least 1 task must be sampled")
+    return family.tasks(torch.randint(2**62, (tasks,), generator=generator, device=generator.device))
+
+
+_SPLIT_SEEDS = {"train": 1, "test": 2, "shifted": 3}
+
+
+def split(family: TaskFamily, name: str, tasks: int) -> tuple[TaskFamily, Any]:
+    """The first M tasks of a fixed list: ``train``, ``test`` (both from the family's prior) or ``shifted``.
+
+    Returns the family to evaluate with (for ``shifted``, the one whose prior moved) and its tasks. The first 100 tasks of a
+    list are the same whether 100 or 1,000 are asked for.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"split = {name!r}: must be one of {', '.join(SPLITS)}")
+    moved = family.shifted() if name == "shifted" else family
+    return moved, sample_tasks(moved, tasks, Generator().manual_seed(_SPLIT_SEEDS[name]))
+
+
+def take(tasks: Any, index: Any) -> Any:
+    """The same NamedTuple with only the tasks that ``index`` selects along the task axis."""
+    return type(tasks)(*(field[index] for field in tasks))
+
+
+def check(config: object, field: str, valid: bool, allowed: str) -> None:
+    """Raise ``ValueError`` naming the field, its value and what is allowed, unless ``valid``."""
+    if not valid:
+        raise ValueError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: {allowed}")

@@ -1,0 +1,294 @@
+"""LogitPricing: the daily price of one product whose shoppers' price sensitivity is hidden (chapter "Dynamic pricing")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from scipy.special import wrightomega
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from .. import noise as noise_
+from .base import check
+from .demand import poisson_inverse
+from .priors import GaussianPrior, LogUniformPrior, MarketPrior
+
+__all__ = ["GaussianPrior", "LogUniformPrior", "LogitPricing", "Market", "Seen", "ShelfState"]
+
+
+class Market(NamedTuple):
+    """M products. Every field is (M,); all but ``id`` and ``cost`` are hidden from the merchant."""
+
+    id: Tensor
+    sensitivity: Tensor  # a, utility lost per unit of markup
+    utility: Tensor  # u, utility of the product at markup 0
+    traffic: Tensor  # lambda, mean shoppers a day
+    cost: Tensor  # c, unit cost, in units of the average unit cost
+
+
+class ShelfState(NamedTuple):
+    """Where N episodes of M products stand. Every field is (M, N)."""
+
+    day: Tensor
+    markup: Tensor  # yesterday's; 0 on the first day
+    sold: Tensor  # units sold yesterday
+    stock: Tensor  # units left; infinite without a stock limit
+
+
+class Seen(NamedTuple):
+    """An observation, decoded. Every field is (M, N)."""
+
+    day: Tensor
+    cost: Tensor
+    weekday: Tensor  # today's traffic multiplier
+    markup: Tensor
+    sold: Tensor
+    stock: Tensor
+
+
+@dataclass(frozen=True)
+class LogitPricing:
+    """A shopper who sees markup m buys with probability sigmoid(u - a m); shoppers a day are Poisson(lambda w_weekday).
+
+    The merchant posts one markup a day, sees the units sold and earns (price - cost) for each. Equations (eq-purchase),
+    (eq-demand) and (eq-lambert) of chapter "Dynamic pricing". With a ``stock`` limit, sales are cut at what is left and
+    unsold units keep their cost as value, so the reward of a sale stays price - cost.
+    """
+
+    days: int = 14
+    """Selling days in an episode."""
+    markups: tuple[float, ...] = tuple(round(1.05 + 0.145 * k, 3) for k in range(11))
+    """Prices that may be posted, as multiples of the unit cost."""
+    continuous: bool = False
+    """If true, an action is any markup between the smallest and the largest of ``markups`` (others are clipped)."""
+    weekday: tuple[float, ...] = (0.9, 0.85, 0.85, 0.9, 1.05, 1.25, 1.2)
+    """Traffic multipliers, Monday first, known to the merchant; their mean is 1. Every episode starts on a Monday."""
+    prior: MarketPrior = field(default_factory=LogUniformPrior)
+    """Distribution of the hidden parameters."""
+    stock: int | None = None
+    """Units on the shelf at the start of an episode; None for no limit."""
+    mean_traffic: float = 100.0
+    """Scale of the units sold in an observation."""
+
+    def __post_init__(self):
+        check(self, "days", isinstance(self.days, int) and self.days >= 1, "need a whole number >= 1")
+        ordered = all(low < high for low, high in zip(self.markups, self.markups[1:]))
+        check(self, "markups", len(self.markups) >= 2 and ordered, "need at least 2 increasing markups")
+        check(
+            self,
+            "markups",
+            self.markups[0] > 0,
+            "markups are multiples of the unit cost and must be positive",
+        )
+        positive = len(self.weekday) >= 1 and min(self.weekday) > 0
+        check(
+            self,
+            "weekday",
+            positive and abs(sum(self.weekday) / len(self.weekday) - 1) < 1e-9,
+            "need positive multipliers with mean 1",
+        )
+        whole = self.stock is None or (isinstance(self.stock, int) and self.stock >= 1)
+        check(self, "stock", whole, "need None or a whole number >= 1")
+        check(
+            self,
+            "stock",
+            not (self.stock and self.continuous),
+            "finite stock needs the price grid (continuous=False)",
+        )
+        check(self, "mean_traffic", self.mean_traffic > 0, "need a positive number")
+
+    # -------------------------------------------------------------------------------------------- the protocol
+    noise_size = 1
+    observation_size = len(Seen._fields)
+
+    @property
+    def horizon(self) -> int:
+        return self.days
+
+    @property
+    def actions(self) -> int:
+        return 0 if self.continuous else len(self.markups)
+
+    def tasks(self, task_id: Tensor) -> Market:
+        """The products named by ``task_id`` (M,): a function of the id alone."""
+        replica = torch.zeros(1, dtype=torch.int64, device=task_id.device)
+        return self._market(task_id, noise_.uniform(0, task_id, replica, 0, 0, noise_.PRIOR, 4)[:, 0])
+
+    def prior_sample(self, size: int, device: torch.device | str = "cpu") -> Market:
+        """A fixed quasi-random (Sobol) sample of the prior: the particles of the Bayesian baselines, the blind search."""
+        points = SobolEngine(4, scramble=True, seed=0).draw(size, dtype=torch.float64)
+        points = points.clamp(1e-9, 1 - 1e-9).to(device=device, dtype=torch.get_default_dtype())
+        return self._market(torch.arange(size, device=device), points)
+
+    def _market(self, task_id: Tensor, uniforms: Tensor) -> Market:
+        return Market(task_id, *self.prior.hidden(uniforms[:, :3]), self.prior.cost(uniforms[:, 3]))
+
+    def shifted(self) -> LogitPricing:
+        """The same shelf in a market that training never saw."""
+        return replace(self, prior=self.prior.shifted())
+
+    def context(self, tasks: Market) -> Tensor:
+        """(M, 1), the unit cost."""
+        return tasks.cost[:, None]
+
+    def reset(self, tasks: Market, episodes: int, noise: Tensor) -> ShelfState:
+        """A full shelf on a Monday morning; no chance is involved."""
+        zeros = tasks.cost.new_zeros(len(tasks.cost), episodes)
+        return ShelfState(zeros, zeros, zeros, zeros + (float("inf") if self.stock is None else self.stock))
+
+    def observe(self, tasks: Market, state: ShelfState) -> Tensor:
+        """(M, N, 6): day / days, cost, today's multiplier, yesterday's markup, yesterday's units / mean traffic, stock left."""
+        stock = torch.ones_like(state.day) if self.stock is None else state.stock / self.stock
+        cost = tasks.cost[:, None].expand_as(state.day)
+        columns = (
+            state.day / self.days,
+            cost,
+            self._weekday(state.day),
+            state.markup,
+            state.sold / self.mean_traffic,
+            stock,
+        )
+        return torch.stack(columns, -1)
+
+    def seen(self, observation: Tensor) -> Seen:
+        """The same observation in days and units: the inverse of the scaling in ``observe``."""
+        day, cost, weekday, markup, sold, stock = observation.unbind(-1)
+        units = torch.ones_like(stock) if self.stock is None else (stock * self.stock).round()
+        return Seen(
+            (day * self.days).round(), cost, weekday, markup, (sold * self.mean_traffic).round(), units
+        )
+
+    def step(
+        self, tasks: Market, state: ShelfState, action: Tensor, noise: Tensor
+    ) -> tuple[ShelfState, Tensor, Tensor]:
+        """Post a markup for a day. ``action`` (M, N) is an index into ``markups``, or a markup if ``continuous``."""
+        markup = self.markup(action)
+        mean = tasks.traffic[:, None] * self._weekday(state.day) * purchase_probability(tasks, markup)
+        sold = torch.minimum(poisson_inverse(noise[..., 0], mean), state.stock)
+        state = ShelfState(state.day + 1, markup, sold, state.stock - sold)
+        return state, tasks.cost[:, None] * (markup - 1) * sold, state.day >= self.days
+
+    def markup(self, action: Tensor) -> Tensor:
+        """The markup that an action posts, same shape."""
+        if self.continuous:
+            return action.clamp(self.markups[0], self.markups[-1])
+        grid = torch.tensor(self.markups, device=action.device, dtype=torch.get_default_dtype())
+        return grid[action]
+
+    def _weekday(self, day: Tensor) -> Tensor:
+        profile = torch.tensor(self.weekday, device=day.device, dtype=day.dtype)
+        return profile[day.long() % len(self.weekday)]
+
+    # ------------------------------------------------------------------------------------- oracle and blind policy
+    def oracle_markup(self, tasks: Market) -> Tensor:
+        """(M,) profit-maximising markup over all positive numbers, 1 + (1 + W(exp(u - a - 1))) / a, equation (eq-lambert)."""
+        exponent = (tasks.utility - tasks.sensitivity - 1).cpu().numpy()
+        return 1 + (1 + torch.as_tensor(wrightomega(exponent)).to(tasks.cost)) / tasks.sensitivity
+
+    def oracle_return(self, tasks: Market) -> Tensor:
+        """(M,) expected return when the market is known: exact, over the prices that this family may post."""
+        if self.continuous:
+            best = self.oracle_markup(tasks).clamp(self.markups[0], self.markups[-1])
+            return self._unlimited_return(tasks, best)
+        return self.action_values(tasks)[:, 0, -1].amax(-1)
+
+    def blind_return(self, tasks: Market) -> Tensor:
+        """(M,) expected return of the policy that maximises the prior's mean return without learning from sales.
+
+        Without a stock limit this is one fixed markup, found by search over the price grid (1,000 markups if continuous) and
+        4,096 quasi-random products. With a stock limit it is the table (day, units left) -> price that is best on average
+        if the market were revealed tomorrow: an approximation from below of the best policy of that kind.
+        """
+        policy = blind_policy(self)
+        if self.continuous:
+            return self._unlimited_return(tasks, policy.to(tasks.cost).expand_as(tasks.cost))
+        return self.action_values(tasks, policy.to(tasks.cost.device))[:, 0, -1].gather(
+            -1, policy[0, -1].to(tasks.cost.device).expand(len(tasks.cost), 1)
+        )[:, 0]
+
+    def _unlimited_return(self, tasks: Market, markup: Tensor) -> Tensor:
+        multipliers = sum(self.weekday[day % len(self.weekday)] for day in range(self.days))
+        return (
+            multipliers
+            * tasks.traffic
+            * tasks.cost
+            * (markup - 1)
+            * purchase_probability(tasks, markup[:, None])[:, 0]
+        )
+
+    def action_values(self, tasks: Market, policy: Tensor | None = None) -> Tensor:
+        """(M, days, levels, actions) expected profit to come of each price on each day, by backward dynamic programming.
+
+        ``levels`` is units left 0..stock, or 1 without a limit. Afterwards the best prices follow, or those of ``policy``
+        (days, levels) int64 if given. With a stock limit this is the recursion of Gallego and van Ryzin (1994) in discrete
+        time with the demand of equation (eq-demand); its cost grows as M * actions * stock^2.
+        """
+        if self.continuous:
+            raise ValueError("action_values needs the price grid: build the family with continuous=False")
+        markup = torch.tensor(self.markups, device=tasks.cost.device, dtype=tasks.cost.dtype).expand(
+            len(tasks.cost), -1
+        )
+        rate = tasks.traffic[:, None] * purchase_probability(tasks, markup)
+        margin = tasks.cost[:, None] * (markup - 1)
+        levels = 1 if self.stock is None else self.stock + 1
+        value, result = tasks.cost.new_zeros(len(tasks.cost), levels), []
+        for day in reversed(range(self.days)):
+            daily = rate * self.weekday[day % len(self.weekday)]
+            if self.stock is None:
+                q = (margin * daily + value)[:, None]
+            else:
+                sold, after = _sales(daily, value)
+                q = margin[:, None] * sold + after
+            chosen = q.argmax(-1) if policy is None else policy[day].expand(q.shape[:2])
+            value = q.gather(-1, chosen[..., None])[..., 0]
+            result.append(q)
+        return torch.stack(result[::-1], 1)
+
+
+def _sales(rate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected units sold and expected value of what is left, both (M, levels, A), for Poisson demand cut at the stock.
+
+    ``rate`` is (M, A), ``value`` (M, levels) with levels = units left 0..S.
+    """
+    levels = value.shape[1]
+    units = torch.arange(levels, device=rate.device, dtype=rate.dtype)
+    density = torch.exp(units * rate[..., None].log() - rate[..., None] - torch.lgamma(units + 1))[
+        ..., :-1
+    ]  # P(D = 0..S-1)
+    # P(D >= j) for j = 1..S; from j units on, the shelf sells out
+    tail = (1 - density.cumsum(-1)).clamp(min=0)
+    sold = torch.nn.functional.pad(tail.cumsum(-1), (1, 0))  # E min(D, I) = sum_{j <= I} P(D >= j)
+    left = (
+        torch.arange(levels, device=rate.device)[None] - torch.arange(levels - 1, device=rate.device)[:, None]
+    )
+    shifted = torch.where(left > 0, value[:, left.clamp(min=0)], 0.0)  # (M, d, I): V(I - d) where d < I
+    sold_out = torch.nn.functional.pad(tail, (1, 0), value=1.0) * value[:, :1, None]
+    return sold.mT, (density @ shifted + sold_out).mT
+
+
+@lru_cache(maxsize=32)
+def blind_policy(family: LogitPricing) -> Tensor:
+    """The non-adaptive policy behind ``blind_return``: actions (days, levels), or one markup (a scalar) if continuous."""
+    prior = family.prior_sample(4096 if family.stock is None else 512)
+    if family.continuous:
+        grid = torch.linspace(family.markups[0], family.markups[-1], 1000, dtype=prior.cost.dtype)
+        profit = (
+            prior.traffic[:, None]
+            * (grid - 1)
+            * purchase_probability(prior, grid.expand(len(prior.cost), -1))
+        )
+        return grid[profit.mean(0).argmax()]
+    return family.action_values(prior).mean(0).argmax(-1)
+
+
+def purchase_probability(tasks: Market, markup: Tensor) -> Tensor:
+    """(M, ...) probability that a shopper buys at ``markup`` (M, ...), equation (eq-purchase)."""
+    return torch.sigmoid(tasks.utility[:, None] - tasks.sensitivity[:, None] * markup)
+
+
+def elasticity(tasks: Market, markup: Tensor) -> Tensor:
+    """(M, ...) own-price elasticity of demand at ``markup`` (M, ...): -a m (1 - sigmoid(u - a m)), equation (eq-elasticity)."""
+    return -tasks.sensitivity[:, None] * markup * (1 - purchase_probability(tasks, markup))

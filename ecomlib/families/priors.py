@@ -1,0 +1,121 @@
+"""Distributions of the hidden parameters of a market, each a function of uniforms (inverse transform).
+
+Prices are quoted as *markups*: the price divided by the product's unit cost. A shopper buys at markup m with probability
+sigmoid(u - a m), so the sensitivity ``a`` is utility lost per unit of markup, and no prior depends on the currency.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .base import check
+
+
+def _log_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+    low, high = math.log(bounds[0]), math.log(bounds[1])
+    return torch.exp(low + (high - low) * uniform)
+
+
+def _check_range(config: object, field: str, upper: float = math.inf) -> None:
+    bounds = getattr(config, field)
+    valid = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < upper
+    check(config, field, valid, f"need two numbers with 0 < low <= high < {upper}")
+
+
+@dataclass(frozen=True)
+class LogUniformPrior:
+    """Independent log-uniform ranges: the prior of chapter "Dynamic pricing" before any data are seen.
+
+    The defaults imply own-price elasticities at the best price between about -2 and -6 (5 % to 95 %), the range that
+    Nevo's cereal demand shows.
+    """
+
+    sensitivity: tuple[float, float] = (1.0, 6.0)
+    """Range of a, utility lost per unit of markup."""
+    share: tuple[float, float] = (0.02, 0.3)
+    """Range of the purchase probability at the product's own best markup."""
+    traffic: tuple[float, float] = (20.0, 300.0)
+    """Range of the mean number of shoppers a day."""
+    unit_cost: tuple[float, float] = (0.5, 1.7)
+    """Range of the unit cost; the merchant sees it. Money is in units of the average unit cost."""
+
+    def __post_init__(self):
+        for field in ("sensitivity", "traffic", "unit_cost"):
+            _check_range(self, field)
+        _check_range(self, "share", upper=1.0)
+
+    def hidden(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., 3) uniforms -> sensitivity, utility, traffic, each (...)."""
+        sensitivity = _log_uniform(uniforms[..., 0], self.sensitivity)
+        share = _log_uniform(uniforms[..., 1], self.share)
+        best = 1 + 1 / (sensitivity * (1 - share))  # first-order condition of (m - 1) sigmoid(u - a m)
+        utility = torch.logit(share) + sensitivity * best
+        return sensitivity, utility, _log_uniform(uniforms[..., 2], self.traffic)
+
+    def cost(self, uniform: Tensor) -> Tensor:
+        """(...) uniforms -> unit cost (...)."""
+        return _log_uniform(uniform, self.unit_cost)
+
+    def shifted(self) -> LogUniformPrior:
+        """Shoppers half as sensitive again, who buy half as often: a market that training never saw."""
+        return replace(
+            self,
+            sensitivity=tuple(1.5 * x for x in self.sensitivity),
+            share=tuple(0.5 * x for x in self.share),
+        )
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """Jointly normal (log sensitivity, logit of the purchase share at a reference markup, log daily traffic).
+
+    What ``ecomlib.calibration`` returns: the spread over a retailer's products, with the noise of each product's own fit
+    taken out.
+    """
+
+    mean: tuple[float, float, float]
+    """Mean of (log a, logit share at ``reference_markup``, log traffic)."""
+    factor: tuple[tuple[float, float, float], ...]
+    """Lower-triangular 3 x 3 factor L; the covariance is L L'."""
+    reference_markup: float = 1.5
+    """The markup at which the share is quoted."""
+    unit_cost: tuple[float, float] = (0.5, 1.7)
+    """Range of the unit cost (log-uniform); the merchant sees it."""
+
+    def __post_init__(self):
+        check(
+            self, "mean", len(self.mean) == 3 and all(map(math.isfinite, self.mean)), "need 3 finite numbers"
+        )
+        shape = len(self.factor) == 3 and all(len(row) == 3 for row in self.factor)
+        lower = shape and all(self.factor[i][j] == 0 for i in range(3) for j in range(i + 1, 3))
+        positive = shape and all(self.factor[i][i] >= 0 for i in range(3))
+        check(self, "factor", lower and positive, "need a lower-triangular 3 x 3 factor with diagonal >= 0")
+        check(self, "reference_markup", self.reference_markup > 0, "need a positive markup")
+        _check_range(self, "unit_cost")
+
+    def hidden(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., 3) uniforms -> sensitivity, utility, traffic, each (...)."""
+        factor = uniforms.new_tensor(self.factor)
+        log_sensitivity, logit_share, log_traffic = (
+            uniforms.new_tensor(self.mean) + torch.special.ndtri(uniforms) @ factor.T
+        ).unbind(-1)
+        sensitivity = log_sensitivity.exp()
+        return sensitivity, logit_share + sensitivity * self.reference_markup, log_traffic.exp()
+
+    def cost(self, uniform: Tensor) -> Tensor:
+        """(...) uniforms -> unit cost (...)."""
+        return _log_uniform(uniform, self.unit_cost)
+
+    def shifted(self) -> GaussianPrior:
+        """Sensitivity up and share down, each by one prior standard deviation."""
+        log_sd = math.sqrt(sum(x * x for x in self.factor[0]))
+        share_sd = math.sqrt(sum(x * x for x in self.factor[1]))
+        return replace(self, mean=(self.mean[0] + log_sd, self.mean[1] - share_sd, self.mean[2]))
+
+
+MarketPrior = LogUniformPrior | GaussianPrior
+"""Either kind of prior over a market's hidden parameters."""

@@ -1,0 +1,83 @@
+"""Trajectories -> returns and advantages, all (T, M, N): chapter "Policy gradients"."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rollout import Trajectories
+
+
+def reward_to_go(reward: Tensor, discount: float = 1.0) -> Tensor:
+    """sum_{k >= t} discount^(k - t) r_k, shape as ``reward`` (T, ...), equation (eq-reward-to-go)."""
+    total, result = torch.zeros_like(reward[0]), []
+    for r in reward.flip(0):
+        total = r + discount * total
+        result.append(total)
+    return torch.stack(result).flip(0)
+
+
+def leave_one_out(value: Tensor) -> Tensor:
+    """Minus the mean of the *other* episodes of the task, shape as ``value`` (T, M, N), equation (eq-leave-one-out).
+
+    A baseline that does not depend on the episode it scores, so the gradient stays unbiased; the mean over all N episodes
+    shrinks it by (N - 1) / N.
+    """
+    episodes = value.shape[-1]
+    if episodes < 2:
+        raise ValueError(
+            f"episodes = {episodes}: a leave-one-out baseline needs at least 2 episodes of each task"
+        )
+    return (value - value.mean(-1, keepdim=True)) * (episodes / (episodes - 1))
+
+
+def gae(
+    reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_lambda: float = 1.0
+) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016), shape (T, M, N), equation (eq-gae).
+
+    ``value`` (T, M, N) predicts the return to come of each visited state; the value after the last step of an episode is 0.
+    """
+    following = torch.cat((value[1:] * mask[1:], torch.zeros_like(value[:1])))
+    return reward_to_go(reward + discount * following - value * mask, discount * gae_lambda) * mask
+
+
+class LinearFeatureBaseline:
+    """Return to come as a linear function of (observation, its square, t, t^2, t^3, 1), one ridge fit per task.
+
+    The baseline of Duan et al. (2016, benchmarking), batched over tasks. Fit on some episodes, predict others: predicting
+    the episodes it was fitted on biases the gradient.
+    """
+
+    def __init__(self, ridge: float = 1e-5):
+        if not ridge > 0:
+            raise ValueError(f"ridge = {ridge}: must be > 0")
+        self.ridge = ridge
+        self.weights: Tensor | None = None
+
+    def fit(self, data: Trajectories, discount: float = 1.0) -> LinearFeatureBaseline:
+        """Least squares of the reward to go over the steps before an episode's end; keeps ``weights`` (M, features)."""
+        features, mask = self._features(data), data.mask.transpose(0, 1)[..., None]
+        target = reward_to_go(data.reward * data.mask, discount).transpose(0, 1)[..., None]
+        x, y = (features * mask).flatten(1, 2), (target * mask).flatten(1, 2)
+        gram = x.mT @ x
+        scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        self.weights = torch.linalg.solve(gram + self.ridge * scale * eye, x.mT @ y)[..., 0]
+        return self
+
+    def predict(self, data: Trajectories) -> Tensor:
+        """(T, M, N) predicted return to come."""
+        if self.weights is None:
+            raise RuntimeError("LinearFeatureBaseline.predict was called before fit")
+        return torch.einsum("mtnf,mf->tmn", self._features(data), self.weights)
+
+    @staticmethod
+    def _features(data: Trajectories) -> Tensor:
+        """(M, T, N, features), task first."""
+        steps, tasks, episodes = data.reward.shape
+        time = torch.arange(steps, dtype=data.reward.dtype, device=data.reward.device) / steps
+        time = torch.stack((time, time**2, time**3, torch.ones_like(time)), -1)[:, None, None].expand(
+            -1, tasks, episodes, -1
+        )
+        return torch.cat((data.observation, data.observation**2, time), -1).transpose(0, 1)

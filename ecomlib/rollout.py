@@ -1,0 +1,140 @@
+"""Family x policy -> trajectories; family x adaptive agent -> a trial. No Python loop over tasks or episodes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import noise as noise_
+from .families.base import TaskFamily
+from .policies import Policy
+
+
+class Trajectories(NamedTuple):
+    """What one policy met in N episodes of each of M tasks, time-major."""
+
+    observation: Tensor  # (T, M, N, observation)
+    action: Tensor  # (T, M, N)
+    log_prob: Tensor  # (T, M, N), of the policy that acted
+    reward: Tensor  # (T, M, N)
+    mask: Tensor  # (T, M, N), 1 while the episode lasts, 0 after its end
+
+    @property
+    def returns(self) -> Tensor:
+        """(M, N) undiscounted return of each episode."""
+        return (self.reward * self.mask).sum(0)
+
+
+class Trial(NamedTuple):
+    """What an adaptive agent met in E consecutive episodes of each of M tasks, in N independent replicas."""
+
+    reward: Tensor  # (E, T, M, N)
+    action: Tensor  # (E, T, M, N)
+
+    @property
+    def returns(self) -> Tensor:
+        """(E, M, N) undiscounted return of each episode."""
+        return self.reward.sum(1)
+
+
+class Agent(Protocol):
+    """A decision maker that adapts within a trial, classical or meta-learned. Memory lives between begin and the next begin."""
+
+    noise_size: int
+    """Uniforms that one decision consumes (at least 1)."""
+
+    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        """Forget everything: M new tasks in N replicas, of which only ``context`` (M, C) is known."""
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions (M, N) for observations (M, N, observation); ``noise`` (M, N, noise_size) are uniforms."""
+
+    def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        """What the action led to."""
+
+    def end_episode(self) -> None:
+        """The episode is over; the next one is of the same task."""
+
+
+def rollout(
+    family: TaskFamily,
+    tasks: Any,
+    policy: Policy,
+    parameters: list[Tensor],
+    episodes: int,
+    seed: int,
+    episode: int = 0,
+) -> Trajectories:
+    """N episodes of every task under one policy, without gradient.
+
+    ``seed`` names the experiment and ``episode`` the round within it: the pair, with each task's id, fixes all luck. Rewards
+    after the end of an episode are masked, and its observations are kept as they are.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes = {episodes}: need at least 1")
+    replica = torch.arange(episodes, device=tasks.id.device)
+
+    def draw(time: int, stream: int, size: int) -> Tensor:
+        return noise_.uniform(seed, tasks.id, replica, episode, time, stream, size)
+
+    with torch.no_grad():
+        state = family.reset(tasks, episodes, draw(family.horizon, noise_.FAMILY, family.noise_size))
+        alive, steps = torch.ones(len(tasks.id), episodes, device=tasks.id.device), []
+        for time in range(family.horizon):
+            observation = family.observe(tasks, state)
+            action, log_prob = policy.sample(
+                parameters, observation, draw(time, noise_.POLICY, policy.noise_size)
+            )
+            state, reward, done = family.step(
+                tasks, state, action, draw(time, noise_.FAMILY, family.noise_size)
+            )
+            steps.append((observation, action, log_prob, reward * alive, alive))
+            alive = alive * ~done
+    return Trajectories(*map(torch.stack, zip(*steps)))
+
+
+def trial(
+    family: TaskFamily,
+    tasks: Any,
+    agent: Agent,
+    episodes_per_trial: int,
+    replicas: int,
+    seed: int,
+    progress: bool = True,
+) -> Trial:
+    """E consecutive episodes of every task, in N independent replicas, under an agent that learns as it goes.
+
+    Two agents with the same seed meet the same luck: on the same day of the same replica, the same uniform decides.
+    """
+    for name, value in (("episodes_per_trial", episodes_per_trial), ("replicas", replicas)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: need at least 1")
+    replica = torch.arange(replicas, device=tasks.id.device)
+    rewards, actions = [], []
+    with torch.no_grad():
+        agent.begin(family.context(tasks), len(tasks.id), replicas)
+        for episode in tqdm(
+            range(episodes_per_trial), desc=type(agent).__name__, unit="episode", disable=not progress
+        ):
+
+            def draw(time: int, stream: int, size: int, episode: int = episode) -> Tensor:
+                return noise_.uniform(seed, tasks.id, replica, episode, time, stream, size)
+
+            state = family.reset(tasks, replicas, draw(family.horizon, noise_.FAMILY, family.noise_size))
+            observation, alive = family.observe(tasks, state), True
+            for time in range(family.horizon):
+                action = agent.act(observation, draw(time, noise_.AGENT, agent.noise_size))
+                state, reward, done = family.step(
+                    tasks, state, action, draw(time, noise_.FAMILY, family.noise_size)
+                )
+                observation, reward = family.observe(tasks, state), reward * alive
+                agent.observe(action, reward, observation, done)
+                rewards.append(reward)
+                actions.append(action)
+                alive = alive * ~done
+            agent.end_episode()
+    shape = (episodes_per_trial, family.horizon, len(tasks.id), replicas)
+    return Trial(torch.stack(rewards).view(shape), torch.stack(actions).view(shape))
