@@ -30,7 +30,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """The splitmix64 finaliser: a bijection of 64-bit words in which each input bit flips about half of the output bits."""
+    """The splitmix64 finaliser: a bijection of 64-bit words in which each input bit flips about half of the output
+    bits."""
     x = (x ^ _shift_right(x, 30)) * MULTIPLIERS[0]
     x = (x ^ _shift_right(x, 27)) * MULTIPLIERS[1]
     return x ^ _shift_right(x, 31)
@@ -65,8 +66,8 @@ def uniform(
     size        int         how many draws a row needs
     ==========  ==========  =====================================================
 
-    Returns a tensor (M, N, size). float32 draws are the leading 23 bits, float64 draws the leading 52, of the same word,
-    so both precisions see the same luck.
+    Returns a tensor (M, N, size). float32 draws are the leading 23 bits, float64 draws the leading 52, of the same
+    word, so both precisions see the same luck.
     """
     dtype = dtype or torch.get_default_dtype()
     key = torch.as_tensor(seed, dtype=torch.int64, device=task_id.device)

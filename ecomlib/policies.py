@@ -1,7 +1,7 @@
 """Policies as pure functions of (parameters, observation).
 
-Parameters are a list of tensors. Each is shared by all tasks, (in, out), or one per task, (task, in, out): broadcasting does
-the rest, so adapting a policy to M tasks is replacing its parameters, never copying a module.
+Parameters are a list of tensors. Each is shared by all tasks, (in, out), or one per task, (task, in, out):
+broadcasting does the rest, so adapting a policy to M tasks is replacing its parameters, never copying a module.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ class _MLP:
         self.sizes = tuple(sizes)
 
     def initial(self, generator: Generator) -> list[Tensor]:
-        """Weights ~ Normal(0, 1 / fan-in), except a small last layer (so the first policy is near uniform); biases 0."""
+        """Weights ~ Normal(0, 1 / fan-in), except a small last layer (so the first policy is near uniform); biases
+        0."""
         parameters = []
         for fan_in, fan_out in zip(self.sizes, self.sizes[1:]):
-            weight = torch.randn(fan_in, fan_out, generator=generator, device=generator.device) / math.sqrt(
-                fan_in
-            )
+            weight = torch.randn(fan_in, fan_out, generator=generator, device=generator.device) / math.sqrt(fan_in)
             parameters += [weight, torch.zeros(1, fan_out, device=generator.device)]
         parameters[-2] = parameters[-2] * 0.01
         return parameters
@@ -60,16 +59,15 @@ class CategoricalMLP(_MLP):
 
 
 class GaussianMLP(_MLP):
-    """A real action: Normal(MLP(observation), exp(log_std)^2); the last parameter is log_std, (1, 1) or (task, 1, 1)."""
+    """A real action: Normal(MLP(observation), exp(log_std)^2); the last parameter is log_std, (1, 1) or (task, 1,
+    1)."""
 
     noise_size = 1
 
     def __init__(self, sizes: tuple[int, ...], initial_mean: float = 0.0, initial_std: float = 1.0):
         super().__init__(sizes)
         if initial_std <= 0 or sizes[-1] != 1:
-            raise ValueError(
-                f"initial_std = {initial_std}, sizes = {sizes}: need initial_std > 0 and one output"
-            )
+            raise ValueError(f"initial_std = {initial_std}, sizes = {sizes}: need initial_std > 0 and one output")
         self.initial_mean, self.initial_std = initial_mean, initial_std
 
     def initial(self, generator: Generator) -> list[Tensor]:
@@ -95,7 +93,8 @@ Policy = CategoricalMLP | GaussianMLP
 
 
 def inverse_transform(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Index drawn from ``probabilities`` (..., K) with one uniform (...): the first whose cumulative probability exceeds it."""
+    """Index drawn from ``probabilities`` (..., K) with one uniform (...): the first whose cumulative probability
+    exceeds it."""
     below = probabilities.cumsum(-1) <= uniform[..., None]
     return below.sum(-1).clamp(max=probabilities.shape[-1] - 1)
 

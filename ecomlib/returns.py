@@ -20,23 +20,20 @@ def reward_to_go(reward: Tensor, discount: float = 1.0) -> Tensor:
 def leave_one_out(value: Tensor) -> Tensor:
     """Minus the mean of the *other* episodes of the task, shape as ``value`` (T, M, N), equation (eq-leave-one-out).
 
-    A baseline that does not depend on the episode it scores, so the gradient stays unbiased; the mean over all N episodes
-    shrinks it by (N - 1) / N.
+    A baseline that does not depend on the episode it scores, so the gradient stays unbiased; the mean over all N
+    episodes shrinks it by (N - 1) / N.
     """
     episodes = value.shape[-1]
     if episodes < 2:
-        raise ValueError(
-            f"episodes = {episodes}: a leave-one-out baseline needs at least 2 episodes of each task"
-        )
+        raise ValueError(f"episodes = {episodes}: a leave-one-out baseline needs at least 2 episodes of each task")
     return (value - value.mean(-1, keepdim=True)) * (episodes / (episodes - 1))
 
 
-def gae(
-    reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_lambda: float = 1.0
-) -> Tensor:
+def gae(reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_lambda: float = 1.0) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016), shape (T, M, N), equation (eq-gae).
 
-    ``value`` (T, M, N) predicts the return to come of each visited state; the value after the last step of an episode is 0.
+    ``value`` (T, M, N) predicts the return to come of each visited state; the value after the last step of an episode
+    is 0.
     """
     following = torch.cat((value[1:] * mask[1:], torch.zeros_like(value[:1])))
     return reward_to_go(reward + discount * following - value * mask, discount * gae_lambda) * mask
@@ -45,8 +42,8 @@ def gae(
 class LinearFeatureBaseline:
     """Return to come as a linear function of (observation, its square, t, t^2, t^3, 1), one ridge fit per task.
 
-    The baseline of Duan et al. (2016, benchmarking), batched over tasks. Fit on some episodes, predict others: predicting
-    the episodes it was fitted on biases the gradient.
+    The baseline of Duan et al. (2016, benchmarking), batched over tasks. Fit on some episodes, predict others:
+    predicting the episodes it was fitted on biases the gradient.
     """
 
     def __init__(self, ridge: float = 1e-5):

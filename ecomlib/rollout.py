@@ -41,7 +41,8 @@ class Trial(NamedTuple):
 
 
 class Agent(Protocol):
-    """A decision maker that adapts within a trial, classical or meta-learned. Memory lives between begin and the next begin."""
+    """A decision maker that adapts within a trial, classical or meta-learned. Memory lives between begin and the next
+    begin."""
 
     noise_size: int
     """Uniforms that one decision consumes (at least 1)."""
@@ -70,8 +71,8 @@ def rollout(
 ) -> Trajectories:
     """N episodes of every task under one policy, without gradient.
 
-    ``seed`` names the experiment and ``episode`` the round within it: the pair, with each task's id, fixes all luck. Rewards
-    after the end of an episode are masked, and its observations are kept as they are.
+    ``seed`` names the experiment and ``episode`` the round within it: the pair, with each task's id, fixes all luck.
+    Rewards after the end of an episode are masked, and its observations are kept as they are.
     """
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}: need at least 1")
@@ -85,12 +86,8 @@ def rollout(
         alive, steps = torch.ones(len(tasks.id), episodes, device=tasks.id.device), []
         for time in range(family.horizon):
             observation = family.observe(tasks, state)
-            action, log_prob = policy.sample(
-                parameters, observation, draw(time, noise_.POLICY, policy.noise_size)
-            )
-            state, reward, done = family.step(
-                tasks, state, action, draw(time, noise_.FAMILY, family.noise_size)
-            )
+            action, log_prob = policy.sample(parameters, observation, draw(time, noise_.POLICY, policy.noise_size))
+            state, reward, done = family.step(tasks, state, action, draw(time, noise_.FAMILY, family.noise_size))
             steps.append((observation, action, log_prob, reward * alive, alive))
             alive = alive * ~done
     return Trajectories(*map(torch.stack, zip(*steps)))
@@ -116,9 +113,7 @@ def trial(
     rewards, actions = [], []
     with torch.no_grad():
         agent.begin(family.context(tasks), len(tasks.id), replicas)
-        for episode in tqdm(
-            range(episodes_per_trial), desc=type(agent).__name__, unit="episode", disable=not progress
-        ):
+        for episode in tqdm(range(episodes_per_trial), desc=type(agent).__name__, unit="episode", disable=not progress):
 
             def draw(time: int, stream: int, size: int, episode: int = episode) -> Tensor:
                 return noise_.uniform(seed, tasks.id, replica, episode, time, stream, size)
@@ -127,9 +122,7 @@ def trial(
             observation, alive = family.observe(tasks, state), True
             for time in range(family.horizon):
                 action = agent.act(observation, draw(time, noise_.AGENT, agent.noise_size))
-                state, reward, done = family.step(
-                    tasks, state, action, draw(time, noise_.FAMILY, family.noise_size)
-                )
+                state, reward, done = family.step(tasks, state, action, draw(time, noise_.FAMILY, family.noise_size))
                 observation, reward = family.observe(tasks, state), reward * alive
                 agent.observe(action, reward, observation, done)
                 rewards.append(reward)

@@ -1,4 +1,5 @@
-"""What a practitioner would use for pricing: Bayes with a particle posterior, and a price experiment (chapter "Dynamic pricing")."""
+"""What a practitioner would use for pricing: Bayes with a particle posterior, and a price experiment (chapter
+"Dynamic pricing")."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from ..policies import inverse_transform
 class ParticlePosterior:
     """Posterior over a product's hidden parameters: weights on a fixed quasi-random sample of the family's prior.
 
-    The likelihood of a day is Poisson(units | traffic x weekday x purchase probability), or, when the shelf sold out, the
-    probability that demand was at least what was left. Equation (eq-posterior).
+    The likelihood of a day is Poisson(units | traffic x weekday x purchase probability), or, when the shelf sold out,
+    the probability that demand was at least what was left. Equation (eq-posterior).
     """
 
     def __init__(self, family: LogitPricing, particles: int = 2048):
@@ -41,9 +42,7 @@ class ParticlePosterior:
         log_likelihood = sold * self.log_rate[action] - weekday * self.rate[action]
         if self.family.stock is not None:
             sold_out = (after.stock == 0)[..., None]
-            at_least = (
-                torch.special.gammainc(sold.clamp(min=1), weekday * self.rate[action]).clamp(min=1e-300).log()
-            )
+            at_least = torch.special.gammainc(sold.clamp(min=1), weekday * self.rate[action]).clamp(min=1e-300).log()
             nothing_to_sell = (before.stock == 0)[..., None]
             # P(D >= I) without the constant log(sold!) that the Poisson term drops: the same for every particle.
             log_likelihood = torch.where(sold_out, at_least, log_likelihood).masked_fill(nothing_to_sell, 0.0)
@@ -63,7 +62,8 @@ class _Bayes:
 
     def __init__(self, family: LogitPricing, particles: int | None = None):
         self.family = family
-        # A particle's table has days x (stock + 1) x actions entries, so fewer particles are affordable with a stock limit.
+        # A particle's table has days x (stock + 1) x actions entries, so fewer particles are affordable with a stock
+        # limit.
         self.posterior = ParticlePosterior(family, particles or (2048 if family.stock is None else 512))
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:

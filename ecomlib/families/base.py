@@ -1,6 +1,7 @@
 """The task-family protocol: pure functions over explicit state, on tensors with a task axis and an episode axis.
 
-Shapes: M tasks, N episodes in parallel (independent replicas), so a state or a reward is (M, N). A hidden parameter is (M,).
+Shapes: M tasks, N episodes in parallel (independent replicas), so a state or a reward is (M, N). A hidden parameter
+is (M,).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class TaskFamily(Protocol):
     """Number of actions; 0 when the action is a real number."""
 
     def tasks(self, task_id: Tensor) -> Any:
-        """Tasks named by their ids (M,) int64: a NamedTuple of (M, ...) tensors. The same id is always the same task."""
+        """Tasks named by their ids (M,) int64: a NamedTuple of (M, ...) tensors. The same id is always the same
+        task."""
 
     def shifted(self) -> TaskFamily:
         """The same family under a prior that training never saw."""
@@ -47,7 +49,8 @@ class TaskFamily(Protocol):
         """(M,) expected episode return of the best policy, within this action set, that knows the task."""
 
     def blind_return(self, tasks: Any) -> Tensor:
-        """(M,) expected episode return of the best policy that uses time, context and physical state, never feedback."""
+        """(M,) expected episode return of the best policy that uses time, context and physical state, never
+        feedback."""
 
 
 def sample_tasks(family: TaskFamily, tasks: int, generator: Generator) -> Any:
@@ -63,8 +66,8 @@ _SPLIT_SEEDS = {"train": 1, "test": 2, "shifted": 3}
 def split(family: TaskFamily, name: str, tasks: int) -> tuple[TaskFamily, Any]:
     """The first M tasks of a fixed list: ``train``, ``test`` (both from the family's prior) or ``shifted``.
 
-    Returns the family to evaluate with (for ``shifted``, the one whose prior moved) and its tasks. The first 100 tasks of a
-    list are the same whether 100 or 1,000 are asked for.
+    Returns the family to evaluate with (for ``shifted``, the one whose prior moved) and its tasks. The first 100
+    tasks of a list are the same whether 100 or 1,000 are asked for.
     """
     if name not in SPLITS:
         raise ValueError(f"split = {name!r}: must be one of {', '.join(SPLITS)}")

@@ -1,4 +1,5 @@
-"""LogitPricing: the daily price of one product whose shoppers' price sensitivity is hidden (chapter "Dynamic pricing")."""
+"""LogitPricing: the daily price of one product whose shoppers' price sensitivity is hidden (chapter "Dynamic
+pricing")."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ class LogitPricing:
         return self._market(task_id, noise_.uniform(0, task_id, replica, 0, 0, noise_.PRIOR, 4)[:, 0])
 
     def prior_sample(self, size: int, device: torch.device | str = "cpu") -> Market:
-        """A fixed quasi-random (Sobol) sample of the prior: the particles of the Bayesian baselines, the blind search."""
+        """A fixed quasi-random (Sobol) sample of the prior: the particles of the Bayesian baselines, the blind
+        search."""
         points = SobolEngine(4, scramble=True, seed=0).draw(size, dtype=torch.float64)
         points = points.clamp(1e-9, 1 - 1e-9).to(device=device, dtype=torch.get_default_dtype())
         return self._market(torch.arange(size, device=device), points)
@@ -140,7 +142,8 @@ class LogitPricing:
         return ShelfState(zeros, zeros, zeros, zeros + (float("inf") if self.stock is None else self.stock))
 
     def observe(self, tasks: Market, state: ShelfState) -> Tensor:
-        """(M, N, 6): day / days, cost, today's multiplier, yesterday's markup, yesterday's units / mean traffic, stock left."""
+        """(M, N, 6): day / days, cost, today's multiplier, yesterday's markup, yesterday's units / mean traffic,
+        stock left."""
         stock = torch.ones_like(state.day) if self.stock is None else state.stock / self.stock
         cost = tasks.cost[:, None].expand_as(state.day)
         columns = (
@@ -157,9 +160,7 @@ class LogitPricing:
         """The same observation in days and units: the inverse of the scaling in ``observe``."""
         day, cost, weekday, markup, sold, stock = observation.unbind(-1)
         units = torch.ones_like(stock) if self.stock is None else (stock * self.stock).round()
-        return Seen(
-            (day * self.days).round(), cost, weekday, markup, (sold * self.mean_traffic).round(), units
-        )
+        return Seen((day * self.days).round(), cost, weekday, markup, (sold * self.mean_traffic).round(), units)
 
     def step(
         self, tasks: Market, state: ShelfState, action: Tensor, noise: Tensor
@@ -184,7 +185,8 @@ class LogitPricing:
 
     # ------------------------------------------------------------------------------------- oracle and blind policy
     def oracle_markup(self, tasks: Market) -> Tensor:
-        """(M,) profit-maximising markup over all positive numbers, 1 + (1 + W(exp(u - a - 1))) / a, equation (eq-lambert)."""
+        """(M,) profit-maximising markup over all positive numbers, 1 + (1 + W(exp(u - a - 1))) / a, equation
+        (eq-lambert)."""
         exponent = (tasks.utility - tasks.sensitivity - 1).cpu().numpy()
         return 1 + (1 + torch.as_tensor(wrightomega(exponent)).to(tasks.cost)) / tasks.sensitivity
 
@@ -198,9 +200,10 @@ class LogitPricing:
     def blind_return(self, tasks: Market) -> Tensor:
         """(M,) expected return of the policy that maximises the prior's mean return without learning from sales.
 
-        Without a stock limit this is one fixed markup, found by search over the price grid (1,000 markups if continuous) and
-        4,096 quasi-random products. With a stock limit it is the table (day, units left) -> price that is best on average
-        if the market were revealed tomorrow: an approximation from below of the best policy of that kind.
+        Without a stock limit this is one fixed markup, found by search over the price grid (1,000 markups if
+        continuous) and 4,096 quasi-random products. With a stock limit it is the table (day, units left) -> price
+        that is best on average if the market were revealed tomorrow: an approximation from below of the best policy
+        of that kind.
         """
         policy = blind_policy(self)
         if self.continuous:
@@ -212,19 +215,16 @@ class LogitPricing:
     def _unlimited_return(self, tasks: Market, markup: Tensor) -> Tensor:
         multipliers = sum(self.weekday[day % len(self.weekday)] for day in range(self.days))
         return (
-            multipliers
-            * tasks.traffic
-            * tasks.cost
-            * (markup - 1)
-            * purchase_probability(tasks, markup[:, None])[:, 0]
+            multipliers * tasks.traffic * tasks.cost * (markup - 1) * purchase_probability(tasks, markup[:, None])[:, 0]
         )
 
     def action_values(self, tasks: Market, policy: Tensor | None = None) -> Tensor:
-        """(M, days, levels, actions) expected profit to come of each price on each day, by backward dynamic programming.
+        """(M, days, levels, actions) expected profit to come of each price on each day, by backward dynamic
+        programming.
 
-        ``levels`` is units left 0..stock, or 1 without a limit. Afterwards the best prices follow, or those of ``policy``
-        (days, levels) int64 if given. With a stock limit this is the recursion of Gallego and van Ryzin (1994) in discrete
-        time with the demand of equation (eq-demand); its cost grows as M * actions * stock^2.
+        ``levels`` is units left 0..stock, or 1 without a limit. Afterwards the best prices follow, or those of
+        ``policy`` (days, levels) int64 if given. With a stock limit this is the recursion of Gallego and van Ryzin
+        (1994) in discrete time with the demand of equation (eq-demand); its cost grows as M * actions * stock^2.
         """
         if self.continuous:
             raise ValueError("action_values needs the price grid: build the family with continuous=False")
@@ -261,9 +261,7 @@ def _sales(rate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     # P(D >= j) for j = 1..S; from j units on, the shelf sells out
     tail = (1 - density.cumsum(-1)).clamp(min=0)
     sold = torch.nn.functional.pad(tail.cumsum(-1), (1, 0))  # E min(D, I) = sum_{j <= I} P(D >= j)
-    left = (
-        torch.arange(levels, device=rate.device)[None] - torch.arange(levels - 1, device=rate.device)[:, None]
-    )
+    left = torch.arange(levels, device=rate.device)[None] - torch.arange(levels - 1, device=rate.device)[:, None]
     shifted = torch.where(left > 0, value[:, left.clamp(min=0)], 0.0)  # (M, d, I): V(I - d) where d < I
     sold_out = torch.nn.functional.pad(tail, (1, 0), value=1.0) * value[:, :1, None]
     return sold.mT, (density @ shifted + sold_out).mT
@@ -271,15 +269,12 @@ def _sales(rate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=32)
 def blind_policy(family: LogitPricing) -> Tensor:
-    """The non-adaptive policy behind ``blind_return``: actions (days, levels), or one markup (a scalar) if continuous."""
+    """The non-adaptive policy behind ``blind_return``: actions (days, levels), or one markup (a scalar) if
+    continuous."""
     prior = family.prior_sample(4096 if family.stock is None else 512)
     if family.continuous:
         grid = torch.linspace(family.markups[0], family.markups[-1], 1000, dtype=prior.cost.dtype)
-        profit = (
-            prior.traffic[:, None]
-            * (grid - 1)
-            * purchase_probability(prior, grid.expand(len(prior.cost), -1))
-        )
+        profit = prior.traffic[:, None] * (grid - 1) * purchase_probability(prior, grid.expand(len(prior.cost), -1))
         return grid[profit.mean(0).argmax()]
     return family.action_values(prior).mean(0).argmax(-1)
 
@@ -290,5 +285,6 @@ def purchase_probability(tasks: Market, markup: Tensor) -> Tensor:
 
 
 def elasticity(tasks: Market, markup: Tensor) -> Tensor:
-    """(M, ...) own-price elasticity of demand at ``markup`` (M, ...): -a m (1 - sigmoid(u - a m)), equation (eq-elasticity)."""
+    """(M, ...) own-price elasticity of demand at ``markup`` (M, ...): -a m (1 - sigmoid(u - a m)), equation
+    (eq-elasticity)."""
     return -tasks.sensitivity[:, None] * markup * (1 - purchase_probability(tasks, markup))

@@ -1,7 +1,8 @@
 """Distributions of the hidden parameters of a market, each a function of uniforms (inverse transform).
 
-Prices are quoted as *markups*: the price divided by the product's unit cost. A shopper buys at markup m with probability
-sigmoid(u - a m), so the sensitivity ``a`` is utility lost per unit of markup, and no prior depends on the currency.
+Prices are quoted as *markups*: the price divided by the product's unit cost. A shopper buys at markup m with
+probability sigmoid(u - a m), so the sensitivity ``a`` is utility lost per unit of markup, and no prior depends on the
+currency.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class LogUniformPrior:
 class GaussianPrior:
     """Jointly normal (log sensitivity, logit of the purchase share at a reference markup, log daily traffic).
 
-    What ``ecomlib.calibration`` returns: the spread over a retailer's products, with the noise of each product's own fit
-    taken out.
+    What ``ecomlib.calibration`` returns: the spread over a retailer's products, with the noise of each product's own
+    fit taken out.
     """
 
     mean: tuple[float, float, float]
@@ -87,9 +88,7 @@ class GaussianPrior:
     """Range of the unit cost (log-uniform); the merchant sees it."""
 
     def __post_init__(self):
-        check(
-            self, "mean", len(self.mean) == 3 and all(map(math.isfinite, self.mean)), "need 3 finite numbers"
-        )
+        check(self, "mean", len(self.mean) == 3 and all(map(math.isfinite, self.mean)), "need 3 finite numbers")
         shape = len(self.factor) == 3 and all(len(row) == 3 for row in self.factor)
         lower = shape and all(self.factor[i][j] == 0 for i in range(3) for j in range(i + 1, 3))
         positive = shape and all(self.factor[i][i] >= 0 for i in range(3))

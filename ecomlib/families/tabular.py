@@ -36,12 +36,14 @@ class TabularState(NamedTuple):
 
 # ----------------------------------------------------------------------------------------------- exact solvers
 def action_value(tasks: TabularTasks, value: Tensor, discount: float) -> Tensor:
-    """(M, S, A) expected reward plus discounted value (M, S) of where it leads: the bracket of equation (eq-bellman-optimality)."""
+    """(M, S, A) expected reward plus discounted value (M, S) of where it leads: the bracket of equation
+    (eq-bellman-optimality)."""
     return (tasks.transition * (tasks.reward + discount * value[:, None, None, :])).sum(-1)
 
 
 def policy_evaluation(tasks: TabularTasks, policy: Tensor, discount: float) -> Tensor:
-    """(M, S) value of a stationary policy (M, S, A) by one linear solve, equation (eq-bellman-matrix). Needs discount < 1."""
+    """(M, S) value of a stationary policy (M, S, A) by one linear solve, equation (eq-bellman-matrix). Needs discount
+    < 1."""
     _check_discount(discount)
     transition = torch.einsum("msa,msat->mst", policy, tasks.transition)
     reward = torch.einsum("msa,msat,msat->ms", policy, tasks.transition, tasks.reward)
@@ -49,9 +51,7 @@ def policy_evaluation(tasks: TabularTasks, policy: Tensor, discount: float) -> T
     return torch.linalg.solve(eye - discount * transition, reward[..., None])[..., 0]
 
 
-def value_iteration(
-    tasks: TabularTasks, discount: float, tolerance: float = 1e-12
-) -> tuple[Tensor, list[float]]:
+def value_iteration(tasks: TabularTasks, discount: float, tolerance: float = 1e-12) -> tuple[Tensor, list[float]]:
     """Apply the Bellman optimality operator until two sweeps differ by less than ``tolerance`` in the largest entry.
 
     Returns the optimal values (M, S) and the largest change of each sweep, which shrinks at least by the factor
@@ -81,10 +81,9 @@ def policy_iteration(tasks: TabularTasks, discount: float) -> tuple[Tensor, Tens
     raise RuntimeError("policy iteration did not settle in 1,000 rounds: check that transition rows sum to 1")
 
 
-def finite_horizon(
-    tasks: TabularTasks, horizon: int, discount: float = 1.0, policy: Tensor | None = None
-) -> Tensor:
-    """(T, M, S, A) action values with ``horizon`` - t steps to go, by backward induction, equation (eq-backward-induction).
+def finite_horizon(tasks: TabularTasks, horizon: int, discount: float = 1.0, policy: Tensor | None = None) -> Tensor:
+    """(T, M, S, A) action values with ``horizon`` - t steps to go, by backward induction, equation
+    (eq-backward-induction).
 
     Afterwards the best action is taken, or ``policy``'s, (M, S, A) or (S, A) probabilities, if given.
     """
@@ -108,11 +107,12 @@ ACTIONS = ("wait", "recommend", "discount")
 
 @dataclass(frozen=True)
 class ShopMDP:
-    """One shopping session: browse -> consider -> cart -> bought, or left. The merchant waits, recommends or gives a discount.
+    """One shopping session: browse -> consider -> cart -> bought, or left. The merchant waits, recommends or gives a
+    discount.
 
     Three hidden numbers make a shopper: interest (moves forward by itself), openness (recommendations help) and thrift
-    (a discount helps). A purchase pays 1, after a discount on that step 1 - ``discount_cost``; a recommendation that does
-    not fit annoys. Small enough to solve, enumerate and draw. Chapter "MDP formulation", table of transitions.
+    (a discount helps). A purchase pays 1, after a discount on that step 1 - ``discount_cost``; a recommendation that
+    does not fit annoys. Small enough to solve, enumerate and draw. Chapter "MDP formulation", table of transitions.
     """
 
     horizon: int = 6
@@ -125,9 +125,7 @@ class ShopMDP:
     """Added to the probability of leaving by a recommendation, times (1 - openness)."""
 
     def __post_init__(self):
-        check(
-            self, "horizon", isinstance(self.horizon, int) and self.horizon >= 1, "need a whole number >= 1"
-        )
+        check(self, "horizon", isinstance(self.horizon, int) and self.horizon >= 1, "need a whole number >= 1")
         check(self, "discount_cost", 0 <= self.discount_cost <= 1, "must lie in [0, 1]")
         check(self, "leave", 0 <= self.leave < 1, "must lie in [0, 1)")
         check(self, "annoyance", 0 <= self.annoyance < 1 - self.leave, "must lie in [0, 1 - leave)")
@@ -172,9 +170,7 @@ class ShopMDP:
             ),
             -1,
         )
-        close = torch.stack(
-            (0.1 + 0.3 * interest, 0.1 + 0.3 * interest, 0.1 + 0.3 * interest + 0.5 * thrift), -1
-        )
+        close = torch.stack((0.1 + 0.3 * interest, 0.1 + 0.3 * interest, 0.1 + 0.3 * interest + 0.5 * thrift), -1)
         leave = torch.full_like(forward, self.leave)
         leave[:, recommend] += self.annoyance * (1 - openness)
         for state, probability in ((browse, forward), (consider, forward), (cart, close)):
@@ -191,9 +187,7 @@ class ShopMDP:
 
     def shifted(self) -> ShopMDP:
         """Shoppers who leave more easily: a shop that training never saw."""
-        return ShopMDP(
-            self.horizon, self.discount_cost, min(2 * self.leave, 0.5), min(2 * self.annoyance, 0.4)
-        )
+        return ShopMDP(self.horizon, self.discount_cost, min(2 * self.leave, 0.5), min(2 * self.annoyance, 0.4))
 
     # ------------------------------------------------------------------------------------------- the protocol
     def context(self, tasks: TabularTasks) -> Tensor:

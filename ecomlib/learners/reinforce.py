@@ -1,4 +1,5 @@
-"""REINFORCE from scratch on many tasks at once, each with its own parameters (Williams 1992; chapter "Policy gradients")."""
+"""REINFORCE from scratch on many tasks at once, each with its own parameters (Williams 1992; chapter "Policy
+gradients")."""
 
 from __future__ import annotations
 
@@ -58,9 +59,9 @@ class Reinforce:
     def train(self, family: TaskFamily, tasks: Any, seed: int, progress: bool = True) -> LearningCurve:
         """Learn every task from the same initial parameters. Returns of an iteration are those of *new* episodes.
 
-        Rewards are divided by each task's mean absolute return in the first iteration, so that one step size serves products
-        that sell 1 unit a day and products that sell 100. Raises ``FloatingPointError`` naming task and iteration if a
-        gradient is not finite.
+        Rewards are divided by each task's mean absolute return in the first iteration, so that one step size serves
+        products that sell 1 unit a day and products that sell 100. Raises ``FloatingPointError`` naming task and
+        iteration if a gradient is not finite.
         """
         config, policy = self.config, self.policy
         generator = Generator(device=tasks.id.device).manual_seed(seed)
@@ -74,9 +75,7 @@ class Reinforce:
                 scale = data.returns.abs().mean(-1, keepdim=True).clamp(min=1e-8)
             advantage = leave_one_out(reward_to_go(data.reward / scale, config.discount))
             # The gradient of the sum over tasks is the stack of the tasks' own gradients: they share no parameter.
-            gradient = torch.autograd.grad(
-                log_likelihood(policy, parameters, data, advantage).sum(), parameters
-            )
+            gradient = torch.autograd.grad(log_likelihood(policy, parameters, data, advantage).sum(), parameters)
             for parameter, g in zip(parameters, gradient):
                 if not g.isfinite().all():
                     bad = (~g.isfinite().flatten(1).all(1)).nonzero()[0].item()
