@@ -23,6 +23,9 @@ GOLDEN = _signed(0x9E3779B97F4A7C15)
 MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 """Constants of the splitmix64 finaliser (Steele, Lea and Flood 2014)."""
 
+_BITS = {torch.float32: 23, torch.float64: 52}
+# One bit less than the significand holds, so that the half that keeps draws off 0 and 1 is not rounded away.
+
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's ``>>`` on int64 copies the sign bit."""
@@ -70,10 +73,13 @@ def uniform(
     word, so both precisions see the same luck.
     """
     dtype = dtype or torch.get_default_dtype()
-    key = torch.as_tensor(seed, dtype=torch.int64, device=task_id.device)
-    for word in (stream, episode, time):
+    if dtype not in _BITS:
+        raise ValueError(f"dtype = {dtype}: uniforms are float32 or float64")
+    key = torch.zeros((), dtype=torch.int64, device=task_id.device)
+    # The seed is a word like the others: started from it, (seed 0, stream 1) would be (seed 1, stream 0).
+    for word in (seed, stream, episode, time):
         key = _absorb(key, word)
     key = _absorb(_absorb(key, task_id)[:, None], replica)[..., None]
     word = _absorb(key, torch.arange(size, device=task_id.device))
-    bits = 23 if dtype == torch.float32 else 52
+    bits = _BITS[dtype]
     return (_shift_right(word, 64 - bits).to(dtype) + 0.5) * 2.0**-bits
