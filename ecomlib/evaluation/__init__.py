@@ -1,5 +1,6 @@
 """How good an adaptive policy is, and how surely: scores and intervals."""
 
+from ecomlib.evaluation.curves import AdaptationCurves, adaptation_curves
 from ecomlib.evaluation.statistics import (
     POPULATIONS,
     Interval,
@@ -15,8 +16,10 @@ from ecomlib.evaluation.statistics import (
 
 __all__ = [
     "POPULATIONS",
+    "AdaptationCurves",
     "Interval",
     "Population",
+    "adaptation_curves",
     "interquartile_mean",
     "interval_coverage",
     "normalised_score",

@@ -1,8 +1,9 @@
 """Scores, and how far a handful of training seeds can be trusted.
 
-A result of the book is a *score*: 0 is the best policy that never adapts, 1 the policy that knows the task. Training
-is random, so a score is a sample with one value per training seed, usually of 5 to 10 values. The functions below turn
-such samples into an estimate with an interval. They take anything array-like (NumPy, Torch, lists) and return floats.
+A result of the book is a *score*: 0 is the best policy that never adapts, 1 the policy that knows the task.
+Training is random, so a score is a sample with one value per training seed, usually of 5 to 10 values. The
+functions below turn such samples into an estimate with an interval. They take anything array-like (NumPy,
+Torch, lists) and return floats.
 
 Chapter "Introduction" uses the score first; chapter "Notation" lists the symbols.
 """
@@ -33,9 +34,9 @@ class Interval(NamedTuple):
 def normalised_score(value: ArrayLike, blind: ArrayLike, oracle: ArrayLike) -> float | NDArray[np.float64]:
     """Share of the gap between the blind policy and the oracle that a policy closes.
 
-    The score is the ratio of means over tasks, ``mean(value - blind) / mean(oracle - blind)``, and never the mean of
-    per-task ratios: on a task where knowing the hidden parameters is worth almost nothing, the ratio of that one task is
-    noise divided by almost zero, and a mean of ratios would consist of it.
+    The score is the ratio of means over tasks, ``mean(value - blind) / mean(oracle - blind)``, and never the
+    mean of per-task ratios: on a task where knowing the hidden parameters is worth almost nothing, the ratio
+    of that one task is noise divided by almost zero, and a mean of ratios would consist of it.
 
     ====== ============== ======================================================
     Symbol Shape          Description
@@ -45,12 +46,12 @@ def normalised_score(value: ArrayLike, blind: ArrayLike, oracle: ArrayLike) -> f
     oracle (..., task)    returns of the policy that knows the hidden parameters
     ====== ============== ======================================================
 
-    Leading axes (episode, seed) are kept and broadcast: the result has shape ``(...)``, and is a float when there are none.
-    A score may be negative or, for a single noisy sample, above 1.
+    Leading axes (episode, seed) are kept and broadcast: the result has shape ``(...)``, and is a float when
+    there are none. A score may be negative or, for a single noisy sample, above 1.
 
     Raises:
-        ValueError: a value is not finite, there are no tasks, the numbers of tasks differ, or the mean gap between
-            oracle and blind is not positive, so that there is nothing to normalise by.
+        ValueError: a value is not finite, there are no tasks, the numbers of tasks differ, or the mean gap
+            between oracle and blind is not positive, so that there is nothing to normalise by.
     """
     arrays = {"value": _array(value), "blind": _array(blind), "oracle": _array(oracle)}
     for field, array in arrays.items():
@@ -84,9 +85,9 @@ def interquartile_mean(values: ArrayLike) -> float:
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Student's interval for the mean of the population that ``values`` (n,) were drawn from.
 
-    ``mean +- t * s / sqrt(n)``, with ``s`` the sample standard deviation (divisor n - 1) and ``t`` the quantile of
-    Student's distribution with n - 1 degrees of freedom. Exact for independent normal values at every n >= 2. Identical
-    values give an interval of width zero.
+    ``mean +- t * s / sqrt(n)``, with ``s`` the sample standard deviation (divisor n - 1) and ``t`` the
+    quantile of Student's distribution with n - 1 degrees of freedom. Exact for independent normal values at
+    every n >= 2. Identical values give an interval of width zero.
 
     Raises:
         ValueError: fewer than 2 values, not one-dimensional, not finite, or ``level`` outside (0, 1).
@@ -100,9 +101,9 @@ def percentile_bootstrap_interval(
 ) -> Interval:
     """The interval many papers print, kept here so that its shortfall can be measured. Prefer the other two.
 
-    Its ends are quantiles of the means of resampled values. A resample of n values spreads less than the population, by
-    the factor sqrt((n - 1) / n), and no allowance is made for an estimated standard deviation: the interval of five
-    values is too short (see :func:`interval_coverage`).
+    Its ends are quantiles of the means of resampled values. A resample of n values spreads less than the
+    population, by the factor sqrt((n - 1) / n), and no allowance is made for an estimated standard deviation:
+    the interval of five values is too short (see :func:`interval_coverage`).
 
     Raises:
         ValueError: as :func:`studentised_bootstrap_interval`, but 2 values suffice.
@@ -114,11 +115,12 @@ def percentile_bootstrap_interval(
 def studentised_bootstrap_interval(
     values: ArrayLike, level: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> Interval:
-    """Bootstrap-t interval for the mean of ``values`` (n,): for skewed values, where Student's interval falls short.
+    """Bootstrap-t interval for the mean of ``values`` (n,), for skewed values, which Student's serves badly.
 
-    Every resample is turned into the statistic ``t* = (mean* - mean) / (s* / sqrt(n))``; the quantiles of ``t*`` take
-    the place of Student's, so the interval may be longer on one side (Efron and Tibshirani 1993, chapter 12). A resample
-    of n equal values has ``s* = 0`` and counts as ``t* = +inf`` or ``-inf``, which is why 4 values are the least.
+    Every resample is turned into the statistic ``t* = (mean* - mean) / (s* / sqrt(n))``; the quantiles of
+    ``t*`` take the place of Student's, so the interval may be longer on one side (Efron and Tibshirani 1993,
+    chapter 12). A resample of n equal values has ``s* = 0`` and counts as ``t* = +inf`` or ``-inf``, which is
+    why 4 values are the least.
 
     Args:
         values: (n,) independent values, one per training seed.
@@ -127,25 +129,23 @@ def studentised_bootstrap_interval(
         seed: seed of the resampling; the same seed gives the same interval.
 
     Raises:
-        ValueError: fewer than 4 values, not one-dimensional, not finite, so many ties that an end would be infinite,
-            ``level`` outside (0, 1), or too few ``resamples`` to hold the tail.
+        ValueError: fewer than 4 values, not one-dimensional, not finite, so many ties that an end would be
+            infinite, ``level`` outside (0, 1), or too few ``resamples`` to hold the tail.
     """
     sample = _sample("values", values, at_least=4)
     low, high = _studentised_bounds(sample, _level(level), _resamples(resamples, level), seed)
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(
-            f"values holds too many ties for a studentised interval at level {level}: {sample.tolist()}"
-        )
+        raise ValueError(f"values holds too many ties for a studentised interval at level {level}: {sample.tolist()}")
     return _interval(sample, low, high)
 
 
 def paired_difference(
     a: ArrayLike, b: ArrayLike, level: float = 0.95, interval: Callable[..., Interval] = t_interval
 ) -> Interval:
-    """Mean of ``a - b`` with its interval, where ``a[i]`` and ``b[i]`` (n,) come from the same seed, tasks and noise.
+    """Mean of ``a - b`` with its interval, where ``a[i]`` and ``b[i]`` share seed, tasks and noise.
 
-    Shared luck cancels in the difference, so the interval is often much shorter than the two separate intervals suggest.
-    ``interval`` is :func:`t_interval` or :func:`studentised_bootstrap_interval`.
+    Both have shape (n,). Shared luck cancels in the difference, so the interval is often much shorter than the
+    two separate intervals suggest. ``interval`` is :func:`t_interval` or :func:`studentised_bootstrap_interval`.
 
     Raises:
         ValueError: ``a`` and ``b`` differ in length, or as ``interval``.
@@ -168,9 +168,7 @@ class Population(NamedTuple):
 POPULATIONS = {
     "normal": Population(lambda generator, shape: generator.standard_normal(shape), 0.0),
     "exponential": Population(lambda generator, shape: generator.standard_exponential(shape), 1.0),
-    "lognormal": Population(
-        lambda generator, shape: np.exp(generator.standard_normal(shape)), float(np.exp(0.5))
-    ),
+    "lognormal": Population(lambda generator, shape: np.exp(generator.standard_normal(shape)), float(np.exp(0.5))),
 }
 """Populations known by name: symmetric, skewed (skewness 2) and very skewed (skewness about 6)."""
 
@@ -184,7 +182,7 @@ def interval_coverage(
     resamples: int = 999,
     seed: int = 0,
 ) -> Interval:
-    """How often an interval of ``n`` values really contains the mean: the share of ``repetitions`` fresh samples.
+    """How often an interval of ``n`` values really contains the mean, measured on fresh samples.
 
     Args:
         method: ``"t"``, ``"studentised"`` or ``"percentile"``.
@@ -199,7 +197,8 @@ def interval_coverage(
         The measured share, with a Wilson interval at 95 % and ``n = repetitions``.
 
     Raises:
-        ValueError: an unknown ``method`` or ``distribution``, too small an ``n``, or fewer than 100 repetitions.
+        ValueError: an unknown ``method`` or ``distribution``, too small an ``n``, or fewer than 100
+            repetitions.
     """
     least = {"t": 2, "percentile": 2, "studentised": 4}
     if method not in least:
@@ -210,9 +209,7 @@ def interval_coverage(
         raise ValueError(f"repetitions must be at least 100, got {repetitions}")
     if isinstance(distribution, str):
         if distribution not in POPULATIONS:
-            raise ValueError(
-                f"distribution must be a Population or one of {sorted(POPULATIONS)}, got {distribution!r}"
-            )
+            raise ValueError(f"distribution must be a Population or one of {sorted(POPULATIONS)}, got {distribution!r}")
         distribution = POPULATIONS[distribution]
     level, resamples = _level(level), _resamples(resamples, level)
     generator, covered = np.random.default_rng(seed), 0
@@ -231,7 +228,7 @@ def interval_coverage(
     return Interval(covered / repetitions, float(wilson.low), float(wilson.high), repetitions)
 
 
-# ------------------------------------------------------------------------- ends of intervals, for samples (..., n) at once
+# ---------------------------------------- ends of intervals, for samples (..., n) at once
 Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -241,9 +238,7 @@ def _t_bounds(samples: NDArray[np.float64], level: float) -> Bounds:
     return mean - half, mean + half
 
 
-def _resampled(
-    samples: NDArray[np.float64], resamples: int, seed: int | np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled(samples: NDArray[np.float64], resamples: int, seed: int | np.random.Generator) -> NDArray[np.float64]:
     """(..., n) -> (..., resamples, n), drawn with replacement."""
     *lead, n = samples.shape
     picks = np.random.default_rng(seed).integers(n, size=(*lead, resamples, n))
@@ -251,7 +246,7 @@ def _resampled(
 
 
 def _tails(statistic: NDArray[np.float64], level: float) -> Bounds:
-    """Order statistics at (B + 1) (1 - level) / 2 from either end: no interpolation, so infinite values are allowed."""
+    """The order statistics at rank (B + 1) (1 - level) / 2 from either end; infinite values are allowed."""
     ordered, count = np.sort(statistic, -1), statistic.shape[-1]
     rank = max(1, round((count + 1) * (1 - level) / 2))
     return ordered[..., rank - 1], ordered[..., count - rank]
@@ -275,7 +270,7 @@ def _studentised_bounds(samples, level: float, resamples: int, seed: int | np.ra
     return np.where(constant, mean, ends[0]), np.where(constant, mean, ends[1])
 
 
-# ------------------------------------------------------------------------------------------------------- checked arguments
+# ---------------------------------------- checked arguments
 def _array(values: ArrayLike) -> NDArray[np.float64]:
     if hasattr(values, "detach"):  # a Torch tensor, perhaps with a gradient or on another device
         values = values.detach().cpu()
