@@ -34,7 +34,7 @@ class Look(NamedTuple):
     line: str | tuple[int, tuple[float, ...]]
     """Matplotlib dash pattern."""
     marker: str
-    """Matplotlib marker; empty for the two reference policies, which do not change over a trial."""
+    """Matplotlib marker; empty for a plain line."""
 
 
 LOOKS = {
@@ -45,7 +45,7 @@ LOOKS = {
     "epsilon": Look("epsilon-greedy", "#c18600", (0, (3, 1, 1, 1)), "^"),
     "reinforce": Look("REINFORCE", "#0072b2", (0, (1, 1)), "D"),
     "data": Look("data", "#404040", "none", "."),
-    "model": Look("model", "#cc79a7", "-", "x"),
+    "model": Look("model", "#cc79a7", "-", ""),
 }
 """Every ``who`` that :func:`curve` knows."""
 
@@ -131,7 +131,7 @@ def curve(
     name   text      printed instead of the usual name; ``""`` for a nameless line
     ====== ========= ===========================================================
 
-    Further keywords go to ``ax.plot``. With more than 20 points, markers are thinned out.
+    Further keywords go to ``ax.plot``. On a line of more than 20 points only some are marked; of data, all are.
 
     Raises:
         ValueError: ``who`` is unknown, the shapes differ, or only one end of the band is given.
@@ -152,7 +152,7 @@ def curve(
         "color": look.colour,
         "linestyle": look.line,
         "marker": look.marker,
-        "markevery": max(1, len(x) // 10) if len(x) > 20 else 1,
+        "markevery": max(1, len(x) // 10) if len(x) > 20 and look.line != "none" else 1,
         "label": label or "_nameless",
     }
     return ax.plot(x, y, **(looks | line))[0]

@@ -133,6 +133,12 @@ def test_curve_draws_line_and_band(ax):
     assert plotting.curve(ax, [1, 2], [0, 1], name="").get_label().startswith("_")
 
 
+def test_every_data_point_is_drawn(ax):
+    points = np.arange(50)
+    assert plotting.curve(ax, points, points, who="data").get_markevery() == 1
+    assert plotting.curve(ax, points, points, who="thompson").get_markevery() == 5
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
