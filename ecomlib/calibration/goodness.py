@@ -107,7 +107,7 @@ def evaluate_held_out(prepared: Prepared, config: CalibrationConfig) -> HeldOut:
     return HeldOut(models, deciles, response, tuple(int(w) for w in prepared.week[~training]))
 
 
-def _price_bins(price: Array, bins: int = 12) -> list[np.ndarray]:
+def _price_bins(price: Array, bins: int = 8) -> list[np.ndarray]:
     """Row numbers by quantile of price; prices that are equal share a bin."""
     edges = np.unique(np.quantile(price, np.linspace(0, 1, bins + 1)))
     if len(edges) < 2:
@@ -126,6 +126,7 @@ def plot_held_out(held_out: HeldOut, axes=None):
         The matplotlib figure.
     """
     import matplotlib.pyplot as plt  # not needed by a calibration without pictures
+    from matplotlib.ticker import LogLocator, NullLocator
 
     if axes is None:
         _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -137,6 +138,10 @@ def plot_held_out(held_out: HeldOut, axes=None):
     left.plot(limits, limits, color=model, linewidth=1, label="predicted = actual")
     left.plot(deciles["predicted"], deciles["actual"], "o", color=data, label="a tenth of the product-weeks")
     left.set(xscale="log", yscale="log", xlabel="predicted units a week", ylabel="actual units a week")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     left.legend(frameon=False)
 
     right.plot(response["price"], response["predicted"], color=model, label="predicted")

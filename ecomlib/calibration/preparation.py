@@ -128,7 +128,8 @@ def prepare(sales: pd.DataFrame, config: CalibrationConfig) -> Prepared:
         controls_assumption,
         "Slopes are descriptive, not causal: the merchant chose these prices knowing its market, and "
         "competitors' prices are not in the table.",
-        "A week that is absent from the table is treated as unobserved, not as zero units.",
+        "A week absent from the table counts as unobserved, not as zero units: where weeks without a sale are "
+        "left out, slopes come out a little too small.",
     )
     return Prepared(products, week, weeks, markup, reference, unit_cost, median_price, funnel, assumptions)
 
