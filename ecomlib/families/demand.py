@@ -15,7 +15,7 @@ def poisson_inverse(uniform: Tensor, mean: Tensor) -> Tensor:
     """Smallest k with P(Poisson(mean) <= k) >= uniform, any broadcastable shapes, returned in the dtype of ``mean``.
 
     Exact up to rounding for mean <= 6 (summation). Above, the floor of the expansion Q_N2 of Giles (2016, Algorithm
-    955), which differs from the exact count by 1 for fewer than 3 in 10,000 uniforms (``tests/test_demand.py``
+    955), which differs from the exact count by 1 for fewer than 1.1 in 1,000 uniforms (``tests/test_demand.py``
     measures it against scipy), always next to a jump of the distribution function.
     """
     small_mean = mean.clamp(max=SMALL_MEAN)

@@ -255,7 +255,7 @@ def _sales(rate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """
     levels = value.shape[1]
     units = torch.arange(levels, device=rate.device, dtype=rate.dtype)
-    density = torch.exp(units * rate[..., None].log() - rate[..., None] - torch.lgamma(units + 1))[
+    density = torch.exp(torch.xlogy(units, rate[..., None]) - rate[..., None] - torch.lgamma(units + 1))[
         ..., :-1
     ]  # P(D = 0..S-1)
     # P(D >= j) for j = 1..S; from j units on, the shelf sells out

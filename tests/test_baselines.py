@@ -1,0 +1,146 @@
+"""Bayesian and experimental pricing: the posterior against exact integration, and the order of the agents."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import poisson
+
+from ecomlib.baselines import EpsilonGreedy, FixedMarkup, GreedyBayes, ParticlePosterior, Thompson
+from ecomlib.evaluation import adaptation_curves
+from ecomlib.families import LogitPricing, split, take
+from ecomlib.families.pricing import ShelfState, purchase_probability
+from ecomlib.rollout import trial
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def history(shelf, tasks, markups, sold, stock):
+    """Observations before and after each of ``len(sold)`` days."""
+    states = [ShelfState(*(torch.full((1, 1), float(x)) for x in (0, 0, 0, stock[0])))]
+    for day, (m, units) in enumerate(zip(markups, sold), 1):
+        states.append(ShelfState(*(torch.full((1, 1), float(x)) for x in (day, m, units, stock[day]))))
+    return [shelf.observe(tasks, state) for state in states]
+
+
+@pytest.mark.parametrize("stock", [None, 20])
+def test_posterior_weights_are_bayes_rule_on_the_particles(stock):
+    """Against scipy's Poisson pmf and tail, day by day; the last day sells out when stock is finite."""
+    shelf = LogitPricing(stock=stock)
+    tasks = take(split(shelf, "test", 1)[1], slice(0, 1))
+    posterior = ParticlePosterior(shelf, 64)
+    posterior.begin(1, 1, torch.device("cpu"))
+    actions, sold = [2, 5, 3], [6, 4, 10]
+    left = [np.inf] * 4 if stock is None else [20, 14, 10, 0]
+    seen = history(shelf, tasks, [shelf.markups[a] for a in actions], sold, left)
+    likelihood = np.ones(64)
+    for day, (action, units) in enumerate(zip(actions, sold)):
+        posterior.update(torch.tensor([[action]]), seen[day], seen[day + 1])
+        share = purchase_probability(posterior.particles, torch.full((64, 1), shelf.markups[action]))[:, 0]
+        rate = (posterior.particles.traffic * share).numpy() * shelf.weekday[day]
+        sold_out = stock is not None and left[day + 1] == 0
+        likelihood *= poisson.sf(units - 1, rate) if sold_out else poisson.pmf(units, rate)
+    assert np.allclose(posterior.weight[0, 0].numpy(), likelihood / likelihood.sum(), rtol=1e-8, atol=1e-14)
+
+
+def test_posterior_concentrates_as_fast_as_the_data_allow():
+    """After 40 weeks of three prices, the error of predicted demand is about its Poisson standard error."""
+    shelf = LogitPricing(days=280)
+    tasks = split(shelf, "test", 200)[1]
+
+    class Rotating(GreedyBayes):
+        def choose(self, day, level, noise):
+            return (day % 3) * 4 + 1
+
+    agent = Rotating(shelf, 8192)
+    trial(shelf, tasks, agent, 1, 1, seed=0, progress=False)
+    grid = torch.tensor(shelf.markups).expand(len(tasks.id), -1)
+    truth = (tasks.traffic[:, None] * purchase_probability(tasks, grid))[:, [1, 5, 9]]
+    predicted = (agent.posterior.weight @ agent.posterior.rate.T)[:, 0, [1, 5, 9]]
+    days = 280 / 3
+    in_standard_errors = (predicted - truth) * days / (truth * days).sqrt()
+    assert (in_standard_errors.square().mean(0).sqrt() < 1.25).all()
+
+
+def test_order_of_the_agents_on_1000_tasks():
+    """blind <= greedy Bayes, Thompson <= oracle in mean lifetime return on the test split."""
+    shelf = LogitPricing()
+    _, tasks = split(shelf, "test", 1000)
+    blind, oracle = shelf.blind_return(tasks).mean(), shelf.oracle_return(tasks).mean()
+    lifetime = {
+        agent: trial(shelf, tasks, agent, 5, 1, seed=1, progress=False).returns.mean()
+        for agent in (GreedyBayes(shelf), Thompson(shelf))
+    }
+    for value in lifetime.values():
+        assert blind + 0.2 * (oracle - blind) < value < oracle
+
+
+def test_thompson_explores_and_greedy_gets_stuck():
+    """Incomplete learning (Harrison, Keskin and Zeevi 2012): in the fifth episode Thompson is ahead, paired by seed."""
+    shelf = LogitPricing()
+    agents = {"greedy": GreedyBayes(shelf), "thompson": Thompson(shelf)}
+    curves = adaptation_curves(shelf, agents, 5, 200, seeds=range(5), progress=False)
+    last = curves.by_episode["thompson"][:, -1] - curves.by_episode["greedy"][:, -1]
+    assert (last > 0).all()
+    assert curves.difference("thompson", "greedy").low > 0
+    table = curves.table()
+    assert list(table.columns) == ["agent", "episode", "score", "low", "high", "n"] and len(table) == 10
+
+
+def test_finite_stock_agents_beat_the_blind_table():
+    shelf = LogitPricing(stock=60)
+    _, tasks = split(shelf, "test", 100)
+    blind, oracle = shelf.blind_return(tasks).mean(), shelf.oracle_return(tasks).mean()
+    for agent in (GreedyBayes(shelf, 128), Thompson(shelf, 128)):
+        value = trial(shelf, tasks, agent, 3, 1, seed=0, progress=False).returns[1:].mean()
+        assert blind + 0.5 * (oracle - blind) < value < oracle
+
+
+def test_fixed_markup_earns_the_blind_return():
+    shelf = LogitPricing()
+    _, tasks = split(shelf, "test", 400)
+    returns = trial(shelf, tasks, FixedMarkup(shelf), 5, 20, seed=0, progress=False).returns
+    assert returns.mean().item() == pytest.approx(shelf.blind_return(tasks).mean().item(), rel=2e-3)
+
+
+def test_epsilon_greedy_tries_every_price_once_and_then_keeps_the_best():
+    shelf = LogitPricing(days=22)
+    _, tasks = split(shelf, "test", 50)
+    actions = trial(shelf, tasks, EpsilonGreedy(shelf, 0.0), 1, 2, seed=0, progress=False).action[0]
+    first = actions[:11].sort(0).values
+    assert torch.equal(first, torch.arange(11)[:, None, None].expand_as(first))
+    curves = adaptation_curves(shelf, {"epsilon": EpsilonGreedy(shelf)}, 3, 200, seeds=range(3), progress=False)
+    assert (curves.by_episode["epsilon"][:, -1] > 0.2).all()
+
+
+def test_agents_meet_the_same_luck_and_do_not_depend_on_the_batch():
+    shelf = LogitPricing()
+    _, tasks = split(shelf, "test", 300)
+    for build in (lambda: Thompson(shelf, 256), lambda: EpsilonGreedy(shelf)):
+        large = trial(shelf, tasks, build(), 2, 1, seed=5, progress=False)
+        small = trial(shelf, take(tasks, slice(40, 48)), build(), 2, 1, seed=5, progress=False)
+        assert torch.equal(large.action[:, :, 40:48], small.action)
+
+
+def test_trial_and_agents_refuse_bad_input():
+    shelf = LogitPricing()
+    with pytest.raises(ValueError, match="epsilon = 2"):
+        EpsilonGreedy(shelf, 2)
+    with pytest.raises(ValueError, match=r"markup = 9: must lie in \[1.05, 2.5\]"):
+        FixedMarkup(shelf, 9)
+    with pytest.raises(ValueError, match="particles = 1"):
+        ParticlePosterior(shelf, 1)
+    with pytest.raises(ValueError, match="continuous=False"):
+        GreedyBayes(LogitPricing(continuous=True))
+    with pytest.raises(ValueError, match="episodes_per_trial = 0"):
+        trial(shelf, split(shelf, "test", 2)[1], Thompson(shelf), 0, 1, seed=0)
+    with pytest.raises(ValueError, match="seeds"):
+        adaptation_curves(shelf, {"t": Thompson(shelf)}, 1, 2, seeds=[1])
+    with pytest.raises(KeyError, match="no agent 'x'"):
+        adaptation_curves(shelf, {"e": EpsilonGreedy(shelf)}, 1, 2, seeds=[1, 2], progress=False).difference("x", "e")
