@@ -36,7 +36,7 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_
     is 0.
     """
     following = torch.cat((value[1:] * mask[1:], torch.zeros_like(value[:1])))
-    return reward_to_go(reward + discount * following - value * mask, discount * gae_lambda) * mask
+    return reward_to_go((reward + discount * following - value) * mask, discount * gae_lambda) * mask
 
 
 class LinearFeatureBaseline:

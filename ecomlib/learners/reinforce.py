@@ -67,13 +67,11 @@ class Reinforce:
         generator = Generator(device=tasks.id.device).manual_seed(seed)
         parameters = per_task(policy.initial(generator), len(tasks.id))
         optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
-        curve, scale = [], None
+        curve = []
         for iteration in tqdm(range(config.iterations), desc="REINFORCE", unit="step", disable=not progress):
             data = rollout(family, tasks, policy, parameters, config.episodes, seed, episode=iteration)
             curve.append(data.returns.mean(-1))
-            if scale is None:
-                scale = data.returns.abs().mean(-1, keepdim=True).clamp(min=1e-8)
-            advantage = leave_one_out(reward_to_go(data.reward / scale, config.discount))
+            advantage = leave_one_out(reward_to_go(data.reward, config.discount))
             # The gradient of the sum over tasks is the stack of the tasks' own gradients: they share no parameter.
             gradient = torch.autograd.grad(log_likelihood(policy, parameters, data, advantage).sum(), parameters)
             for parameter, g in zip(parameters, gradient):
