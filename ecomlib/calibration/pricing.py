@@ -187,6 +187,12 @@ def _calibrate(
     fit = PurchaseFit(*(part[kept] for part in fit))
     weeks = type(weeks)(*(part[kept] for part in weeks))
     population = population_of(fit, weeks)
+    if not population.converged:
+        warning = (
+            "The population of slopes did not settle: price explains next to nothing in this table, and the "
+            "sensitivity of the prior is not to be used."
+        )
+        prepared = prepared._replace(assumptions=(*prepared.assumptions, warning))
     products = _product_table(prepared, kept, fit, population)
     counts = products["best_price"].value_counts().reindex(["below", "inside", "above"], fill_value=0)
     outside = pd.DataFrame(

@@ -22,7 +22,7 @@ def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
     | column | | meaning and allowed values |
     |---|---|---|
     | `product` | required | any identifier, not missing |
-    | `week` | required | a whole week number, or a date (weeks are then counted from the earliest date) |
+    | `week` | required | a whole week number, or an ISO date (weeks are then counted from the earliest) |
     | `price` | required | what a unit cost the shopper that week, > 0, in one currency |
     | `units` | required | units sold, a whole number >= 0 |
     | `unit_cost` | optional | what the unit cost the merchant, > 0, in the same currency |
@@ -58,6 +58,10 @@ def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
 
     table = table.reset_index(drop=True)
     _refuse(table, "product", table["product"].isna(), "missing", "any identifier, one per product")
+    if pd.api.types.infer_dtype(table["product"]).startswith("mixed"):
+        text = table["product"].map(lambda value: isinstance(value, str))
+        minority = text if text.mean() < 0.5 else ~text
+        _refuse(table, "product", minority, "mix text and numbers", "one kind of identifier for all rows")
     table["week"] = _weeks(table)
     _numbers(table, "price", lambda x: x > 0, "numbers > 0")
     _numbers(table, "units", lambda x: (x >= 0) & (x == np.floor(x)), "whole numbers >= 0 (take returns out)")
@@ -75,12 +79,7 @@ def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
             f"column 'product': all {len(table)} rows are of one product, {table['product'].iloc[0]!r}; "
             "a prior describes how products differ and needs at least two"
         )
-    try:
-        return table.sort_values(["product", "week"], kind="stable", ignore_index=True)
-    except TypeError:
-        raise SalesTableError(
-            "column 'product': text and numbers are mixed; allowed is one kind of identifier for all rows"
-        ) from None
+    return table.sort_values(["product", "week"], kind="stable", ignore_index=True)
 
 
 def _read_file(path: str | Path) -> pd.DataFrame:
@@ -101,22 +100,24 @@ def _read_file(path: str | Path) -> pd.DataFrame:
 def _weeks(table: pd.DataFrame) -> pd.Series:
     """Whole week numbers, (rows,) int64."""
     column = table["week"]
-    allowed = "whole week numbers, or dates"
+    allowed = "whole week numbers, or ISO dates such as 2024-01-31"
     if not pd.api.types.is_datetime64_any_dtype(column):
         number = pd.to_numeric(column, errors="coerce")
         if number.notna().any():
             bad = ~np.isfinite(number.astype("float64")) | (number != np.floor(number))
             _refuse(table, "week", bad, "not a whole number", allowed)
             return number.astype("int64")
-        column = pd.to_datetime(column, errors="coerce")
+        column = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
     _refuse(table, "week", column.isna(), "neither a number nor a date", allowed)
     return ((column - column.min()).dt.days // 7).astype("int64")
 
 
 def _numbers(table: pd.DataFrame, name: str, valid: Callable[[pd.Series], pd.Series], allowed: str) -> None:
     """Replace a column of the (already copied) table by its checked float64 values."""
-    number = pd.to_numeric(table[name], errors="coerce")
-    if number.dtype.kind not in "iufb":
+    column = table[name]
+    dates = pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column)
+    number = column if dates else pd.to_numeric(column, errors="coerce")
+    if number.dtype.kind not in "iufb":  # to_numeric turns dates into nanoseconds and lets complex numbers pass
         raise SalesTableError(f"column {name!r}: {len(table)} rows of {number.dtype}; allowed: {allowed}")
     number = number.astype("float64")
     _refuse(table, name, ~np.isfinite(number), "missing or not a finite number", allowed)
@@ -128,8 +129,13 @@ def _refuse(table: pd.DataFrame, name: str, bad: pd.Series, problem: str, allowe
     count = int(bad.sum())
     if count:
         first = int(np.flatnonzero(bad.to_numpy())[0])
-        row = table.iloc[first]
+        product, week, value = (_plain(table[column].iloc[first]) for column in ("product", "week", name))
         raise SalesTableError(
             f"column {name!r}: {count} of {len(table)} rows {problem}; the first is row {first + 1} "
-            f"(product {row['product']!r}, week {row['week']!r}, {name} {row[name]!r}); allowed: {allowed}"
+            f"(product {product!r}, week {week!r}, {name} {value!r}); allowed: {allowed}"
         )
+
+
+def _plain(value: object) -> object:
+    """A NumPy scalar as the Python number that a reader would recognise."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -29,6 +29,8 @@ class Population(NamedTuple):
     """(P,) posterior mean of the logit share."""
     log_likelihood: Array
     """(iterations,) log marginal likelihood; it never falls."""
+    converged: bool
+    """False if it was still rising: the estimates say next to nothing about the population."""
 
 
 def fit_population(
@@ -36,9 +38,9 @@ def fit_population(
     logit_share: Array,
     covariance: Array,
     log_traffic: Array,
-    iterations: int = 2000,
+    iterations: int = 500,
     tolerance: float = 1e-9,
-    nodes: int = 161,
+    nodes: int = 101,
 ) -> Population:
     """Fit a population of products by marginal maximum likelihood (an expectation-maximisation algorithm).
 
@@ -69,18 +71,20 @@ def fit_population(
     loading = np.zeros(2)  # regression of (z, q) on log traffic
     spread = np.diag([0.5**2, max(logit_share.var(), 1e-4)])  # covariance of (z, q) given log traffic
     history: list[float] = []
+    converged = False
 
-    for _ in range(iterations):
+    while True:
         prior_mean = location + traffic[:, None] * loading  # (P, 2)
         z, weight = _nodes(slope, error, prior_mean[:, 0], np.sqrt(spread[0, 0]), nodes)
         regression = spread[0, 1] / spread[0, 0]
         variance = spread[1, 1] - regression * spread[0, 1]  # of q given z
         q_prior = prior_mean[:, 1:] + regression * (z - prior_mean[:, :1])
-        residual = np.stack((observed[:, :1] - np.exp(z), observed[:, 1:] - q_prior), -1)  # (P, nodes, 2)
+        slope_left, share_left = observed[:, :1] - np.exp(z), observed[:, 1:] - q_prior  # residuals, (P, nodes)
         total = covariance + np.diag([0.0, variance])
-        inverse = np.linalg.inv(total)
+        inverse = np.linalg.inv(total)[..., None]
         log_density = (
-            -0.5 * np.einsum("pni,pij,pnj->pn", residual, inverse, residual)
+            -0.5 * (inverse[:, 0, 0] * slope_left**2 + inverse[:, 1, 1] * share_left**2)
+            - inverse[:, 0, 1] * slope_left * share_left
             - 0.5 * np.log(np.linalg.det(total))[:, None]
             - 0.5 * (z - prior_mean[:, :1]) ** 2 / spread[0, 0]
             - 0.5 * np.log(spread[0, 0])
@@ -92,15 +96,16 @@ def fit_population(
         posterior /= evidence
         history.append(float((np.log(evidence) + peak).sum()))
 
-        q = q_prior + variance * np.einsum("pi,pni->pn", inverse[:, 1], residual)
-        q_variance = variance - variance**2 * inverse[:, 1, 1]
+        q = q_prior + variance * (inverse[:, 1, 0] * slope_left + inverse[:, 1, 1] * share_left)
+        q_variance = variance - variance**2 * inverse[:, 1, 1, 0]
         mean = np.stack(((posterior * z).sum(1), (posterior * q).sum(1)), 1)
         second = np.empty((count, 2, 2))
         second[:, 0, 0] = (posterior * (z - mean[:, :1]) ** 2).sum(1)
         second[:, 1, 1] = (posterior * (q - mean[:, 1:]) ** 2).sum(1) + q_variance
         second[:, 0, 1] = second[:, 1, 0] = (posterior * (z - mean[:, :1]) * (q - mean[:, 1:])).sum(1)
 
-        if len(history) > 1 and history[-1] - history[-2] < tolerance * count:
+        converged = len(history) > 1 and history[-1] - history[-2] < tolerance * count
+        if converged or len(history) == iterations:
             break  # the parameters used above stay, so the posteriors belong to them
         location = mean.mean(0)
         scale = (traffic**2).sum()
@@ -126,6 +131,7 @@ def fit_population(
         sensitivity=(posterior * np.exp(z)).sum(1),
         logit_share=mean[:, 1],
         log_likelihood=np.array(history),
+        converged=converged,
     )
 
 
