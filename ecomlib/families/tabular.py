@@ -5,11 +5,14 @@ Arrays: ``transition`` (M, S, A, S) holds P(s' | s, a), ``reward`` (M, S, A, S) 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
@@ -95,6 +98,65 @@ def finite_horizon(tasks: TabularTasks, horizon: int, discount: float = 1.0, pol
     return torch.stack(result[::-1])
 
 
+def belief_update(tasks: TabularTasks, belief: Tensor, state: int, action: int, following: int) -> Tensor:
+    """(..., M) probability of each candidate task after a step was seen, equation (eq-belief-update)."""
+    weight = belief * tasks.transition[:, state, action, following]
+    return weight / weight.sum(-1, keepdim=True)
+
+
+class BayesAdaptive:
+    """The problem of a merchant who knows M candidate ``tasks``, not which is true: its state is (step, state, belief).
+
+    ``episodes`` sessions of ``horizon`` steps, all starting in one state, follow each other; the belief (M,) carries
+    over. Exact, by recursion over the beliefs that can be reached, equation (eq-bayes-adaptive): for a few tasks.
+    """
+
+    def __init__(self, tasks: TabularTasks, horizon: int, episodes: int = 1):
+        starts = tasks.start.argmax(-1).tolist()
+        if len(set(starts)) > 1 or (tasks.start.amax(-1) < 1).any():
+            raise ValueError(f"start = {tasks.start.tolist()}: every task must start in the same single state")
+        self.start, self.horizon, self.steps = starts[0], horizon, horizon * episodes
+        self.transition = tasks.transition.numpy()
+        self.gain = (tasks.transition * tasks.reward).sum(-1).numpy()  # (M, S, A)
+        self.solved: dict[tuple, float] = {}
+
+    def outcomes(self, step: int, state: int, action: int, belief: np.ndarray) -> Iterator[tuple]:
+        """(probability under each task (M,), next state, next belief (M,)) of everything that can be seen next."""
+        for following, likelihood in enumerate(self.transition[:, state, action].T):
+            if (total := belief @ likelihood) > 0:
+                ended = (step + 1) % self.horizon == 0
+                yield likelihood, self.start if ended else following, belief * likelihood / total
+
+    def action_values(self, step: int, state: int, belief: np.ndarray) -> np.ndarray:
+        """(A,) expected reward to come of each action, if the Bayes-optimal ones follow."""
+        values = belief @ self.gain[:, state]
+        for action in range(len(values)):
+            for likelihood, following, updated in self.outcomes(step, state, action, belief):
+                values[action] += belief @ likelihood * self.value(step + 1, following, updated)
+        return values
+
+    def value(self, step: int, state: int, belief: np.ndarray) -> float:
+        """Expected reward to come of the Bayes-optimal policy."""
+        key = (step, state, *np.round(belief, 12))
+        if step < self.steps and key not in self.solved:
+            self.solved[key] = self.action_values(step, state, belief).max()
+        return self.solved.get(key, 0.0)
+
+    def evaluate(self, rule: Callable[[int, int, np.ndarray], np.ndarray], belief: np.ndarray) -> np.ndarray:
+        """(M, steps) exact mean reward of a step under each task, when ``rule(step, state, belief)`` (A,) acts."""
+        result = np.zeros((len(belief), self.steps))
+        reached = {(self.start, *belief): np.ones(len(belief))}  # probability of being here, under each task
+        for step in range(self.steps):
+            after = defaultdict(lambda: np.zeros(len(belief)))
+            for (state, *now), reach in reached.items():
+                for action, chosen in enumerate(rule(step, state, np.array(now))):
+                    result[:, step] += reach * chosen * self.gain[:, state, action]
+                    for likelihood, following, updated in self.outcomes(step, state, action, np.array(now)):
+                        after[(following, *np.round(updated, 12))] += reach * chosen * likelihood
+            reached = {key: reach for key, reach in after.items() if reach.any()}
+        return result
+
+
 def _check_discount(discount: float) -> None:
     if not 0 <= discount < 1:
         raise ValueError(f"discount = {discount}: must lie in [0, 1) when the horizon is infinite")
@@ -107,8 +169,7 @@ ACTIONS = ("wait", "recommend", "discount")
 
 @dataclass(frozen=True)
 class ShopMDP:
-    """One shopping session: browse -> consider -> cart -> bought, or left. The merchant waits, recommends or gives a
-    discount.
+    """One shopping session: browse -> consider -> cart -> bought, or left. The merchant waits, recommends or discounts.
 
     Three hidden numbers make a shopper: interest (moves forward by itself), openness (recommendations help) and thrift
     (a discount helps). A purchase pays 1, after a discount on that step 1 - ``discount_cost``; a recommendation that
@@ -149,10 +210,8 @@ class ShopMDP:
         for name, value in (("interest", interest), ("openness", openness), ("thrift", thrift)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} = {value}: must lie in [0, 1]")
-        return self._build(
-            torch.zeros(1, dtype=torch.int64),
-            torch.tensor([[interest, openness, thrift]]).to(torch.get_default_dtype()),
-        )
+        hidden = torch.tensor([[interest, openness, thrift]], dtype=torch.get_default_dtype())
+        return self._build(torch.zeros(1, dtype=torch.int64), hidden)
 
     def _build(self, task_id: Tensor, hidden: Tensor) -> TabularTasks:
         """Transition and reward tables from (interest, openness, thrift) (M, 3)."""
@@ -162,15 +221,9 @@ class ShopMDP:
         reward = torch.zeros_like(transition)
         browse, consider, cart, bought, left = range(states)
         wait, recommend, discount = range(actions)
-        forward = torch.stack(
-            (
-                0.1 + 0.3 * interest,
-                0.1 + 0.3 * interest + 0.4 * openness,
-                0.1 + 0.3 * interest + 0.15 * thrift,
-            ),
-            -1,
-        )
-        close = torch.stack((0.1 + 0.3 * interest, 0.1 + 0.3 * interest, 0.1 + 0.3 * interest + 0.5 * thrift), -1)
+        unaided = 0.1 + 0.3 * interest
+        forward = torch.stack((unaided, unaided + 0.4 * openness, unaided + 0.15 * thrift), -1)
+        close = torch.stack((unaided, unaided, unaided + 0.5 * thrift), -1)
         leave = torch.full_like(forward, self.leave)
         leave[:, recommend] += self.annoyance * (1 - openness)
         for state, probability in ((browse, forward), (consider, forward), (cart, close)):
@@ -212,11 +265,8 @@ class ShopMDP:
         following = _draw(tasks.transition[task, state.state, action], noise[..., 0])
         reward = tasks.reward[task, state.state, action, following]
         time = state.time + 1
-        return (
-            TabularState(following, time),
-            reward,
-            (time >= self.horizon) | (following >= STATES.index("bought")),
-        )
+        done = (time >= self.horizon) | (following >= STATES.index("bought"))
+        return TabularState(following, time), reward, done
 
     def oracle_return(self, tasks: TabularTasks) -> Tensor:
         """(M,) exact, by backward induction over the session."""
