@@ -26,7 +26,9 @@ def test_there_are_chapters_and_all_are_in_the_book():
     assert len(set(listed)) == len(listed)
     for name in listed:
         assert any((ROOT / f"{name}{ending}").exists() for ending in (".md", ".ipynb")), f"{name} does not exist"
-    files = {p.relative_to(ROOT).with_suffix("").as_posix() for e in ("md", "ipynb") for p in ROOT.glob(f"chapters/**/*.{e}")}
+    files = {
+        p.relative_to(ROOT).with_suffix("").as_posix() for e in ("md", "ipynb") for p in ROOT.glob(f"chapters/**/*.{e}")
+    }
     assert {f for f in files if ".ipynb_checkpoints" not in f} == set(listed)
 
 

@@ -13,6 +13,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
 
 BOOK = Path(__file__).resolve().parents[1]
@@ -23,7 +24,10 @@ RUN_TIMES = BOOK / "run_times.json"
 # Names of this library are looked up, and a wrong one stops the build.
 ELSEWHERE = [
     ("py:.*", r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|typing|pathlib|pyarrow)\..*"),
-    ("py:class", r"(Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|DataFrame|Series)"),
+    (
+        "py:class",
+        r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series)",
+    ),
 ]
 
 
@@ -147,6 +151,8 @@ def _front_door(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
+    # napoleon takes what stands before a colon in a field's explanation for its type; here it is prose.
+    GoogleDocstring._parse_attribute_docstring = lambda self: self._consume_to_end()
     app.add_directive("notation", NotationTable)
     app.add_directive("run-times", RunTimes)
     app.connect("config-inited", _configure, priority=400)

@@ -27,6 +27,7 @@ def execute(path: Path) -> None:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],  # a kernel warns on the terminal about its local connection
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()

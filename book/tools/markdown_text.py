@@ -29,7 +29,9 @@ NOT_PROSE = {
     "solution-start",
     "exercise-start",
 }
-FENCE = re.compile(r"^\s*(?:>\s*)?(?P<mark>`{3,}|~{3,}|:{3,})\s*(?:\{(?P<name>[\w:.-]+)\}\s*(?P<title>.*)|(?P<info>\S.*)?)$")
+FENCE = re.compile(
+    r"^\s*(?:>\s*)?(?P<mark>`{3,}|~{3,}|:{3,})\s*(?:\{(?P<name>[\w:.-]+)\}\s*(?P<title>.*)|(?P<info>\S.*)?)$"
+)
 OPTION = re.compile(r"^\s*:[\w-]+:")
 ENVIRONMENT = r"\\begin\{((?:align|aligned|equation|gather|multline|alignat|eqnarray)\*?)\}.*?\\end\{\1\}"
 
@@ -94,7 +96,9 @@ def _without_fences(lines: list[str]) -> tuple[list[str], list[str]]:
     while i < len(lines):
         fence = FENCE.match(lines[i])
         if fence and open_ and not fence["name"] and not fence["info"]:
-            opener = next((m for m in reversed(open_) if m[0] == fence["mark"][0] and len(fence["mark"]) >= len(m)), None)
+            opener = next(
+                (m for m in reversed(open_) if m[0] == fence["mark"][0] and len(fence["mark"]) >= len(m)), None
+            )
             if opener:
                 del open_[open_.index(opener) :]
                 i += 1
