@@ -36,7 +36,9 @@ def simulate(products, weeks, visitors, seed, dispersion=1.0, truth=TRUTH):
     shoppers = np.broadcast_to(np.round(visitors * rng.uniform(0.8, 1.2, weeks)), deal.shape)
     utility = q[:, None] - np.exp(log_a)[:, None] * truth["reference"] * (deal - 1)
     mean = shoppers * expit(utility + season + 0.5 * (promotion - 0.3))
-    units = rng.poisson(mean * (rng.gamma(1 / (dispersion - 1), dispersion - 1, mean.shape) if dispersion > 1 else 1))
+    if dispersion > 1:  # variance = dispersion * mean
+        mean = rng.gamma(mean / (dispersion - 1), dispersion - 1)
+    units = rng.poisson(mean)
     units = np.minimum(units, shoppers - 1)
     index = np.indices(deal.shape).reshape(2, -1)
     return pd.DataFrame(
@@ -312,13 +314,18 @@ def test_marginal_likelihood_equals_brute_force_and_is_maximal():
         latent = m + grid @ np.array([[np.exp(s), 0], [t, np.exp(u)]]).T
         residual = seen[:, None] - np.stack((np.exp(latent[:, 0]), latent[:, 1]), -1)
         density = -0.5 * np.einsum("pgi,pij,pgj->pg", residual, inverse, residual) - 0.5 * scale[:, None]
-        return np.log((np.exp(density) / (2 * np.pi) * weights).sum(1)).sum()
+        return np.log((np.exp(density) / (2 * np.pi) * weights).sum(1))
 
     factor = np.linalg.cholesky(found.covariance[:2, :2])
     at = np.r_[found.mean[:2], np.log(factor[0, 0]), factor[1, 0], np.log(factor[1, 1])]
-    assert found.log_likelihood[-1] == pytest.approx(log_likelihood(at), abs=1e-3)
+    assert found.log_likelihood[-1] == pytest.approx(log_likelihood(at).sum(), abs=1e-3)
     for direction in np.r_[np.eye(5), -np.eye(5)]:
-        assert log_likelihood(at + 0.03 * direction) < log_likelihood(at)
+        assert log_likelihood(at + 0.03 * direction).sum() < log_likelihood(at).sum()
+    # Standard errors of the mean: the outer product of the scores, here by central differences.
+    step = 1e-4 * np.eye(5)
+    scores = np.stack([log_likelihood(at + h) - log_likelihood(at - h) for h in step], 1) / 2e-4
+    expected = np.sqrt(np.diag(np.linalg.inv(scores.T @ scores))[:2])
+    np.testing.assert_allclose(found.mean_error[:2], expected, rtol=0.01)
 
 
 def test_noisy_slopes_move_and_precise_ones_stay():
@@ -538,7 +545,19 @@ def test_summary_and_picture_show_everything(panel):
     assert response["rows"].sum() == deciles["rows"].sum()
 
 
-def test_same_table_same_prior_in_any_row_order(small):
-    shuffled = small.sample(frac=1, random_state=1)
-    assert calibrate_pricing(shuffled).prior == calibrate_pricing(small).prior
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.sample(frac=1, random_state=1),
+        lambda table: table.assign(product=table["product"].astype("category")),
+        lambda table: table.convert_dtypes(),
+        lambda table: table.convert_dtypes(dtype_backend="pyarrow"),
+        lambda table: table.assign(promotion=table["promotion"] > 0, price=table["price"].astype(str)),
+    ],
+)
+def test_same_sales_same_prior_whatever_the_row_order_and_the_column_types(small, change):
+    assert calibrate_pricing(change(small)).prior == calibrate_pricing(small).prior
+
+
+def test_public_names_exist():
     assert set(calibration.__all__) <= set(dir(calibration))

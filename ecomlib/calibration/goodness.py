@@ -107,7 +107,7 @@ def evaluate_held_out(prepared: Prepared, config: CalibrationConfig) -> HeldOut:
     return HeldOut(models, deciles, response, tuple(int(w) for w in prepared.week[~training]))
 
 
-def _price_bins(price: Array, bins: int = 8) -> list[np.ndarray]:
+def _price_bins(price: Array, bins: int = 10) -> list[np.ndarray]:
     """Row numbers by quantile of price; prices that are equal share a bin."""
     edges = np.unique(np.quantile(price, np.linspace(0, 1, bins + 1)))
     if len(edges) < 2:
@@ -135,7 +135,7 @@ def plot_held_out(held_out: HeldOut, axes=None):
     model, data = _colours()
 
     limits = [deciles[["predicted", "actual"]].to_numpy().min(), deciles[["predicted", "actual"]].to_numpy().max()]
-    left.plot(limits, limits, color=model, linewidth=1, label="predicted = actual")
+    left.plot(limits, limits, "-", color=model, label="predicted = actual")
     left.plot(deciles["predicted"], deciles["actual"], "o", color=data, label="a tenth of the product-weeks")
     left.set(xscale="log", yscale="log", xlabel="predicted units a week", ylabel="actual units a week")
     for axis in (left.xaxis, left.yaxis):
@@ -144,7 +144,7 @@ def plot_held_out(held_out: HeldOut, axes=None):
         axis.set_minor_locator(NullLocator())
     left.legend(frameon=False)
 
-    right.plot(response["price"], response["predicted"], color=model, label="predicted")
+    right.plot(response["price"], response["predicted"], "-", color=model, label="predicted")
     right.plot(response["price"], response["actual"], "o", color=data, label="actual")
     right.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
     right.set(xlabel="price / the product's median price", ylabel="units / units at a constant share")

@@ -42,7 +42,7 @@ def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
         SalesTableError: (a `ValueError`) naming the column, the number of offending rows, the first of
             them (counted from 1, header not counted) and what is allowed.
     """
-    table = source.copy() if isinstance(source, pd.DataFrame) else _read_file(source)
+    table = source if isinstance(source, pd.DataFrame) else _read_file(source)
     missing = [name for name in REQUIRED if name not in table.columns]
     if missing:
         found = ", ".join(map(str, table.columns)) or "none"
@@ -56,7 +56,7 @@ def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
     if len(table) == 0:
         raise SalesTableError("the table is empty: 0 rows; needed is one row per product and week")
 
-    table = table.reset_index(drop=True)
+    table = table.reset_index(drop=True)  # a new table from here on
     _refuse(table, "product", table["product"].isna(), "missing", "any identifier, one per product")
     if pd.api.types.infer_dtype(table["product"]).startswith("mixed"):
         text = table["product"].map(lambda value: isinstance(value, str))
