@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..families.base import TaskFamily, check
 from ..policies import Policy, per_task
