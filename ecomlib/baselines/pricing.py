@@ -29,30 +29,31 @@ class ParticlePosterior:
         self.particles = self.family.prior_sample(self.size, device)
         markup = torch.tensor(self.family.markups, device=device, dtype=self.particles.cost.dtype)
         share = purchase_probability(self.particles, markup.expand(self.size, -1))
-        self.rate = (
-            self.particles.traffic[:, None] * share
-        ).T.contiguous()  # (A, P), units a day at weekday multiplier 1
+        self.rate = (self.particles.traffic[:, None] * share).T.contiguous()  # (A, P), units a day at multiplier 1
         self.log_rate = self.rate.log()
-        self.log_weight = torch.zeros(tasks, episodes, self.size, device=device, dtype=self.rate.dtype)
+        # Sufficient statistics of the Poisson days: units sold and weekday multipliers, summed by price. Days on which
+        # the shelf sold out have no such summary; their log-likelihood is added up by particle.
+        self.units = torch.zeros(tasks, episodes, self.family.actions, device=device, dtype=self.rate.dtype)
+        self.exposure = torch.zeros_like(self.units)
+        self.sold_out = 0.0
 
     def update(self, action: Tensor, before: Tensor, after: Tensor) -> None:
         """Bayes' rule for one day: observations (M, N, 6) before and after posting ``action`` (M, N)."""
         before, after = self.family.seen(before), self.family.seen(after)
-        sold, weekday = after.sold[..., None], before.weekday[..., None]
-        log_likelihood = sold * self.log_rate[action] - weekday * self.rate[action]
+        counted = torch.ones_like(before.stock)
         if self.family.stock is not None:
-            sold_out = (after.stock == 0)[..., None]
-            at_least = torch.special.gammainc(sold.clamp(min=1), weekday * self.rate[action]).clamp(min=1e-300).log()
-            nothing_to_sell = (before.stock == 0)[..., None]
-            # P(D >= I) without the constant log(sold!) that the Poisson term drops: the same for every particle.
-            log_likelihood = torch.where(sold_out, at_least, log_likelihood).masked_fill(nothing_to_sell, 0.0)
-        self.log_weight += log_likelihood
-        self.log_weight -= self.log_weight.amax(-1, keepdim=True)
+            sold_out, nothing_to_sell = after.stock == 0, before.stock == 0
+            counted = (~sold_out).to(self.units.dtype)
+            mean = before.weekday[..., None] * self.rate[action]
+            at_least = torch.special.gammainc(before.stock.clamp(min=1)[..., None], mean).clamp(min=1e-300).log()
+            self.sold_out = self.sold_out + at_least * (sold_out & ~nothing_to_sell)[..., None]
+        self.units.scatter_add_(-1, action[..., None], (after.sold * counted)[..., None])
+        self.exposure.scatter_add_(-1, action[..., None], (before.weekday * counted)[..., None])
 
     @property
     def weight(self) -> Tensor:
         """(M, N, P) posterior probability of each particle."""
-        return torch.softmax(self.log_weight, -1)
+        return torch.softmax(self.units @ self.log_rate - self.exposure @ self.rate + self.sold_out, -1)
 
 
 class _Bayes:
@@ -62,8 +63,7 @@ class _Bayes:
 
     def __init__(self, family: LogitPricing, particles: int | None = None):
         self.family = family
-        # A particle's table has days x (stock + 1) x actions entries, so fewer particles are affordable with a stock
-        # limit.
+        # With a stock limit a particle's table has days x (stock + 1) x actions entries: fewer are affordable.
         self.posterior = ParticlePosterior(family, particles or (2048 if family.stock is None else 512))
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
@@ -71,6 +71,7 @@ class _Bayes:
         particles = self.posterior.particles
         # Cost is seen and only scales profit: with cost 1 in every particle, prices are ranked as with the true cost.
         self.values = self.family.action_values(particles._replace(cost=torch.ones_like(particles.cost)))
+        self.best = self.values.argmax(-1)
 
     def act(self, observation: Tensor, noise: Tensor) -> Tensor:
         self.observation = observation
@@ -103,8 +104,9 @@ class Thompson(_Bayes):
     """Draws one market from the posterior each day and posts its best price (Thompson 1933)."""
 
     def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
-        particle = inverse_transform(self.posterior.weight, noise[..., 0])
-        return self.values.argmax(-1)[particle, day, level]
+        cumulative = self.posterior.weight.cumsum(-1)
+        particle = torch.searchsorted(cumulative, noise, right=True)[..., 0].clamp(max=self.posterior.size - 1)
+        return self.best[particle, day, level]
 
 
 class EpsilonGreedy:
@@ -158,6 +160,7 @@ class FixedMarkup:
             raise ValueError(f"markup = {markup}: must lie in [{low}, {high}]")
         distance = [abs(m - markup) for m in family.markups] if markup is not None else None
         self.action = distance.index(min(distance)) if distance else int(blind_policy(family)[0, 0])
+        self.markup = family.markups[self.action]
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
         """Nothing to forget."""

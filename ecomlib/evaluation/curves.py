@@ -52,6 +52,7 @@ def adaptation_curves(
     tasks: int,
     seeds: Sequence[int],
     replicas: int = 1,
+    expected: bool = False,
     progress: bool = True,
     device: str = "cpu",
 ) -> AdaptationCurves:
@@ -70,7 +71,9 @@ def adaptation_curves(
         drawn = sample_tasks(family, tasks, Generator(device).manual_seed(seed))
         blind, oracle = family.blind_return(drawn).cpu(), family.oracle_return(drawn).cpu()
         for name, agent in agents.items():
-            returns = trial(family, drawn, agent, episodes_per_trial, replicas, seed, progress).returns.mean(-1).cpu()
+            done = trial(family, drawn, agent, episodes_per_trial, replicas, seed, progress)
+            reward = family.mean_reward(drawn, done.action) if expected else done.reward
+            returns = reward.sum(1).mean(-1).cpu()
             by_episode[name].append([normalised_score(episode, blind, oracle) for episode in returns])
             lifetime[name].append(normalised_score(returns.mean(0), blind, oracle))
     return AdaptationCurves(

@@ -172,6 +172,19 @@ class LogitPricing:
         state = ShelfState(state.day + 1, markup, sold, state.stock - sold)
         return state, tasks.cost[:, None] * (markup - 1) * sold, state.day >= self.days
 
+    def mean_reward(self, tasks: Market, action: Tensor) -> Tensor:
+        """Expected profit of ``action`` (..., days, M, N), given that it was chosen, in the same shape.
+
+        Replacing each reward of a trial by this number leaves every expectation as it is and takes out the shoppers'
+        luck, so scores need fewer simulated days. Without a stock limit only: with one, profit depends on what is left.
+        """
+        if self.stock is not None:
+            raise ValueError(f"stock = {self.stock}: mean_reward needs a family without a stock limit (stock=None)")
+        markup = self.markup(action)
+        chance = torch.sigmoid(tasks.utility[:, None] - tasks.sensitivity[:, None] * markup)
+        weekday = self._weekday(torch.arange(self.days, device=action.device, dtype=chance.dtype))[:, None, None]
+        return (tasks.traffic * tasks.cost)[:, None] * weekday * (markup - 1) * chance
+
     def markup(self, action: Tensor) -> Tensor:
         """The markup that an action posts, same shape."""
         if self.continuous:
