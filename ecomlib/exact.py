@@ -1,7 +1,7 @@
 """Expectations without sampling, for tabular families: every trajectory with its probability, and every value.
 
-Against these numbers the chapters "Policy gradients" and those on meta-gradients check their estimators. Nothing here is
-meant for a learner: an enumeration grows as (actions x states) to the power of the horizon.
+Against these numbers the chapter "Policy gradients" checks its estimators. Nothing here is meant for a learner: an
+enumeration grows as (actions x states) to the power of the horizon.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from .policies import CategoricalMLP
 from .rollout import Trajectories
 
 
-def action_probabilities(
-    family: Any, tasks: TabularTasks, policy: CategoricalMLP, parameters: list[Tensor]
-) -> Tensor:
+def action_probabilities(family: Any, tasks: TabularTasks, policy: CategoricalMLP, parameters: list[Tensor]) -> Tensor:
     """(T, M, S, A), pi(a | s) at every time and in every state: the policy sees what the merchant would see there."""
     state = torch.arange(tasks.start.shape[1], device=tasks.id.device).expand(len(tasks.id), -1)
     seen = [family.observe(tasks, TabularState(state, torch.full_like(state, t))) for t in range(family.horizon)]
@@ -28,7 +26,7 @@ def action_probabilities(
 def state_values(
     family: Any, tasks: TabularTasks, policy: CategoricalMLP, parameters: list[Tensor], discount: float = 1.0
 ) -> Tensor:
-    """(T, M, S) expected return to come of each state at each time, by backward induction; differentiable in ``parameters``."""
+    """(T, M, S) expected return to come of each state at each time, by backward induction, differentiable."""
     probabilities = action_probabilities(family, tasks, policy, parameters)
     value, values = torch.zeros_like(tasks.start), []
     for probability in probabilities.flip(0):
