@@ -12,6 +12,7 @@ import yaml
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
+from myst_nb.ext.glue.roles import PasteTextRole
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
@@ -150,7 +151,18 @@ def _front_door(app: Sphinx, exception: Exception | None) -> None:
     )
 
 
+_paste_text = PasteTextRole.run
+
+
+def _paste_text_with_optional_format(role: PasteTextRole):
+    """``{glue:text}`page.ipynb::key```: the role takes the last colon for that of a format, which may be left out."""
+    if "::" in role.text and ":" not in role.text.split("::", 1)[1]:
+        role.text += ":s"
+    return _paste_text(role)
+
+
 def setup(app: Sphinx) -> dict:
+    PasteTextRole.run = _paste_text_with_optional_format
     # napoleon takes what stands before a colon in a field's explanation for its type; here it is prose.
     GoogleDocstring._parse_attribute_docstring = lambda self: self._consume_to_end()
     app.add_directive("notation", NotationTable)
