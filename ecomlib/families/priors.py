@@ -31,8 +31,7 @@ def _check_range(config: object, field: str, upper: float = math.inf) -> None:
 class LogUniformPrior:
     """Independent log-uniform ranges: the prior of chapter "Dynamic pricing" before any data are seen.
 
-    The defaults imply own-price elasticities at the best price between about -2 and -6 (5 % to 95 %), the range that
-    Nevo's cereal demand shows.
+    The defaults imply own-price elasticities at the best price between about -2 and -6 (5 % to 95 %).
     """
 
     sensitivity: tuple[float, float] = (1.0, 6.0)
