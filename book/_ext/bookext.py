@@ -27,7 +27,7 @@ ELSEWHERE = [
     ("py:.*", r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|typing|pathlib|pyarrow)\..*"),
     (
         "py:class",
-        r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series)",
+        r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy)",
     ),
 ]
 

@@ -19,15 +19,17 @@ class SalesTableError(ValueError):
 def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
     """Read and check a table with one row per product and week. The input is never modified.
 
-    | column | | meaning and allowed values |
-    |---|---|---|
-    | `product` | required | any identifier, not missing |
-    | `week` | required | a whole week number, or an ISO date (weeks are then counted from the earliest) |
-    | `price` | required | what a unit cost the shopper that week, > 0, in one currency |
-    | `units` | required | units sold, a whole number >= 0 |
-    | `unit_cost` | optional | what the unit cost the merchant, > 0, in the same currency |
-    | `visitors` | optional | shoppers who could have bought that week, > 0 |
-    | `promotion` | optional | flag or share of the week (or of the stores) on promotion, 0 to 1 |
+    =========  ========  ==============================================================================
+    Column     Needed    Meaning and allowed values
+    =========  ========  ==============================================================================
+    product    required  any identifier, not missing
+    week       required  a whole week number, or an ISO date (weeks are then counted from the earliest)
+    price      required  what a unit cost the shopper that week, > 0, in one currency
+    units      required  units sold, a whole number >= 0
+    unit_cost  optional  what the unit cost the merchant, > 0, in the same currency
+    visitors   optional  shoppers who could have bought that week, > 0
+    promotion  optional  flag or share of the week (or of the stores) on promotion, 0 to 1
+    =========  ========  ==============================================================================
 
     Other columns are kept as they are. A week in which nothing was sold belongs in the table with
     `units = 0` when its price is known; a week that is absent is treated as unobserved.
