@@ -115,6 +115,10 @@ class BayesAdaptive:
         starts = tasks.start.argmax(-1).tolist()
         if len(set(starts)) > 1 or (tasks.start.amax(-1) < 1).any():
             raise ValueError(f"start = {tasks.start.tolist()}: every task must start in the same single state")
+        if (tasks.reward != tasks.reward[:1]).any():
+            raise ValueError(
+                "reward differs between the tasks: it would be evidence, and only transitions count as such"
+            )
         self.start, self.horizon, self.steps = starts[0], horizon, horizon * episodes
         self.transition = tasks.transition.numpy()
         self.gain = (tasks.transition * tasks.reward).sum(-1).numpy()  # (M, S, A)
