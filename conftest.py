@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 
 import images
@@ -46,6 +47,13 @@ def _run_and_say_where(self):
 
 nbval.IPyNbCell.compare_outputs = _compare_with_images
 nbval.IPyNbCell.runtest = _run_and_say_where
+
+
+@pytest.fixture(autouse=True)
+def _same_luck_in_any_order():
+    """A test that forgets to bring its own generator still repeats itself, whatever ran before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_addoption(parser):

@@ -1,7 +1,9 @@
 """Jupyter Book takes a misspelt key in silence: here every key of _config.yml has to be known to someone."""
 
 import configparser
-import io
+import json
+import subprocess
+import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,23 +17,31 @@ def jupyter_book_defaults() -> dict:
     return yaml.safe_load(files("jupyter_book").joinpath("default_config.yml").read_text(encoding="utf-8"))
 
 
+LIST_VALUES = """
+import io, json, sys
+from pathlib import Path
+import yaml
+from jupyter_book.config import get_final_config
+from sphinx.application import Sphinx
+
+folder, config = Path(sys.argv[1]), yaml.safe_load(Path(sys.argv[2]).read_text(encoding="utf-8"))
+(folder / "_toc.yml").write_text("format: jb-book\\nroot: index\\n")
+(folder / "index.md").write_text("# Title\\n")
+final, _ = get_final_config(user_yaml=config, cli_config={"latex_individualpages": False}, sourcedir=folder)
+given = {"extensions": final["extensions"], "external_toc_path": "_toc.yml", "bibtex_bibfiles": []}
+quiet = {"status": io.StringIO(), "warning": io.StringIO()}
+app = Sphinx(folder, None, folder / "out", folder / "doctrees", "html", confoverrides=given, **quiet)
+print(json.dumps(list(app.config.values)))
+"""
+
+
 @pytest.fixture(scope="module")
 def sphinx_values(tmp_path_factory) -> set[str]:
-    """Every configuration value of Sphinx and of the extensions the book uses."""
-    from jupyter_book.config import get_final_config
-    from sphinx.application import Sphinx
-
-    folder = tmp_path_factory.mktemp("sphinx")
-    (folder / "_toc.yml").write_text("format: jb-book\nroot: index\n")
-    (folder / "index.md").write_text("# Title\n")
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    final, _ = get_final_config(user_yaml=config, cli_config={"latex_individualpages": False}, sourcedir=folder)
-    app = Sphinx(
-        folder, None, folder / "out", folder / "doctrees", "html",
-        confoverrides={"extensions": final["extensions"], "external_toc_path": "_toc.yml", "bibtex_bibfiles": []},
-        status=io.StringIO(), warning=io.StringIO(),
-    )  # fmt: skip
-    return set(app.config.values)
+    """Every configuration value of Sphinx and of the extensions the book uses, asked of a process of its own."""
+    command = [sys.executable, "-c", LIST_VALUES, tmp_path_factory.mktemp("sphinx"), ROOT / "_config.yml"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return set(json.loads(ran.stdout.splitlines()[-1]))
 
 
 def theme_options() -> set[str]:

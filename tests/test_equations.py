@@ -19,7 +19,7 @@ def unchecked(text: str, exists) -> tuple[int, list[str]]:
     """How many labelled equations a chapter has, and what is wrong with the tests named under them."""
     labels = list(LABEL.finditer(text))
     problems = []
-    for here, following in zip(labels, [*labels[1:], None], strict=True):
+    for here, following in zip(labels, [*labels, None][1:]):
         name = here["a"] or here["b"]
         until = text[here.end() : following.start() if following else len(text)]
         named = NAMED.findall(" ".join(re.findall(r"Checked by.*?(?:\n\s*\n|\Z)", until, re.S)))
