@@ -28,7 +28,8 @@ folder, config = Path(sys.argv[1]), yaml.safe_load(Path(sys.argv[2]).read_text(e
 (folder / "_toc.yml").write_text("format: jb-book\\nroot: index\\n")
 (folder / "index.md").write_text("# Title\\n")
 final, _ = get_final_config(user_yaml=config, cli_config={"latex_individualpages": False}, sourcedir=folder)
-given = {"extensions": final["extensions"], "external_toc_path": "_toc.yml", "bibtex_bibfiles": []}
+others = [name for name in final["extensions"] if name not in config["sphinx"]["local_extensions"]]
+given = {"extensions": others, "external_toc_path": "_toc.yml", "bibtex_bibfiles": []}
 quiet = {"status": io.StringIO(), "warning": io.StringIO()}
 app = Sphinx(folder, None, folder / "out", folder / "doctrees", "html", confoverrides=given, **quiet)
 print(json.dumps(list(app.config.values)))
