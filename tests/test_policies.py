@@ -12,6 +12,7 @@ from ecomlib.policies import CategoricalMLP, GaussianMLP, inverse_transform, per
 
 @pytest.fixture(autouse=True)
 def double_precision():
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -10,6 +10,7 @@ from ecomlib.rollout import Trajectories
 
 @pytest.fixture(autouse=True)
 def double_precision():
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

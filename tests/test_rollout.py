@@ -67,6 +67,17 @@ def test_shapes_masks_and_rewards(tasks):
     assert torch.equal(data.returns, data.reward.sum(0)) and data.returns.any()
 
 
+def test_nothing_is_earned_after_the_end(tasks):
+    """Even where a task's table pays for staying in a finished session."""
+    reward = tasks.reward.clone()
+    reward[:, STATES.index("bought") :] = 5.0
+    paying = tasks._replace(reward=reward)
+    data, free = (rollout(SHOP, x, POLICY, UNIFORM, 50, seed=0) for x in (paying, tasks))
+    assert torch.equal(data.reward, free.reward) and (data.mask == 0).any()
+    found, free = (trial(SHOP, x, Scripted(lambda e, t: 1), 2, 50, seed=0, progress=False) for x in (paying, tasks))
+    assert torch.equal(found.reward, free.reward)
+
+
 def test_rollout_has_no_gradient(tasks):
     leaves = [p.clone().requires_grad_() for p in UNIFORM]
     data = rollout(SHOP, tasks, POLICY, leaves, 4, seed=0)
