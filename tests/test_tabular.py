@@ -151,8 +151,11 @@ def test_steps_follow_the_table():
         assert ((share - row).abs() <= 4.5 * (row * (1 - row) / count).sqrt()).all()
         assert torch.equal(done, state.state >= 3)
         assert torch.equal(reward, tasks.reward[0, 2, action][state.state])
-    last = TabularState(torch.full((1, 1), 0), torch.full((1, 1), shop.horizon - 1))
-    assert shop.step(tasks, last, torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1, 1), 0.999))[2].all()
+    # The last step ends the session wherever the shopper is; the one before does not.
+    for time, ends in ((shop.horizon - 1, True), (shop.horizon - 2, False)):
+        browsing = TabularState(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), time))
+        state, _, done = shop.step(tasks, browsing, torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1, 1), 0.01))
+        assert state.state.item() == 0 and done.item() == ends
 
 
 def test_step_compiles_without_a_graph_break():
