@@ -1,8 +1,9 @@
 """Environment throughput: LogitPricing batched on one thread next to a per-step Python environment, in one run.
 
-    python benchmarks/environments.py                  # ours alone
+    python -m benchmarks.environments                  # ours alone
     pip install --no-deps decisionrl==0.4.0            # then the same command prints the ratio too
-    python benchmarks/environments.py --device cuda    # on a GPU
+    python -m benchmarks.environments --device cuda    # on a GPU
+    python -m benchmarks.environments --json FILE      # the ratios and the machine, for a program to read
 
 One env-step = draw the luck, post a price, observe. Variants take turns within a round; process CPU time is used on
 the CPU, wall time on a GPU; the median over rounds is printed. Every variant plays a finite shelf of 8 units over 20
@@ -14,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -82,6 +86,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=4096, help="products in the batch (default 4096)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; every variant runs once a round (default 7)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--json", type=Path, help="file to write ratios, rates and environment to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     on_cpu = torch.device(arguments.device).type == "cpu"
@@ -110,12 +115,24 @@ def main() -> None:
                 repeats += 1
             seconds[name].append((clock() - start) / repeats)
     rate = {name: steps / statistics.median(seconds[name]) for name, (_, steps) in variants.items()}
-    print(f"{arguments.tasks} tasks x 1 episode, float32, {arguments.device}, 1 thread, torch {torch.__version__}")
+    ratios = {name: rate[name] / rate[peer] for name in rate if name != peer and peer in rate}
+    environment = {
+        "tasks": arguments.tasks,
+        "device": arguments.device,
+        "threads": 1,
+        "dtype": "float32",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    print(", ".join(f"{name} {value}" for name, value in environment.items()))
     for name, value in rate.items():
-        ratio = f"   {value / rate[peer]:6.1f} x {peer}" if peer in rate and name != peer else ""
+        ratio = f"   {ratios[name]:6.1f} x {peer}" if name in ratios else ""
         print(f"{name:28s} {value / 1e6:8.2f} M env-steps/s{ratio}")
     if peer not in rate:
-        print("decisionrl is not installed: no ratio. `pip install --no-deps decisionrl==0.4.0` adds it.")
+        print("missing: decisionrl, so no ratio. `pip install --no-deps decisionrl==0.4.0` adds it.")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"ratios": ratios, "rates": rate, "environment": environment}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Comparisons with other libraries; each prints a ratio measured in one run."""
