@@ -72,6 +72,6 @@ browser:
 	@sh book/tools/install_browser.sh
 
 clean:
-	@echo 'Deleting _build and caches'
-	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	@echo 'Deleting what was built, and caches'
+	@rm -rf _build build .pytest_cache .ruff_cache .hypothesis
 	@find chapters ecomlib tests book -name __pycache__ -type d -prune -exec rm -rf {} +
