@@ -16,7 +16,7 @@ CHAPTER ?=
 WORKERS ?= 2
 
 SOURCES := $(shell find chapters book ecomlib -type f ! -name '*.pyc' ! -path '*/.*' ! -path 'book/axe/*' 2>/dev/null) \
-  _config.yml _toc.yml
+  $(shell find chapters -type d 2>/dev/null) _config.yml _toc.yml
 
 .PHONY: help book test execute run-times diagrams browser clean
 
@@ -42,16 +42,19 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@touch $@
 
 # Always from nothing: a second, incremental build would forget the warnings of the first.
-$(BUILT): $(INSTALLED) $(SOURCES)
+define BUILD
 	@echo 'Building the book from the stored outputs of its chapters (warnings are errors)'
-	@rm -rf _build/html _build/.doctrees
+	@rm -rf _build/html _build/.doctrees $(BUILT)
 	@$(BIN)/jupyter-book build . -q -W -n --keep-going --all >.venv/build.log 2>&1 || { \
 	  cat .venv/build.log >&2; echo 'error: the book was not built' >&2; exit 1; }
-	@touch $@
+	@touch $(BUILT)
+endef
 
-book:
-	@rm -f $(BUILT)
-	@$(MAKE) --no-print-directory $(BUILT)
+$(BUILT): $(INSTALLED) $(SOURCES)
+	$(BUILD)
+
+book: $(INSTALLED)
+	$(BUILD)
 	@echo 'The book: _build/html/index.html'
 
 test: $(BUILT)
