@@ -11,15 +11,6 @@ from ecomlib.families import LogitPricing, split, take
 from ecomlib.families.pricing import ShelfState, purchase_probability
 from ecomlib.rollout import trial
 
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
 
 def history(shelf, tasks, markups, sold, stock):
     """Observations before and after each of ``len(sold)`` days."""

@@ -10,14 +10,6 @@ from torch.distributions import Categorical, Normal
 from ecomlib.policies import CategoricalMLP, GaussianMLP, inverse_transform, per_task
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -11,15 +11,6 @@ from ecomlib import noise
 from ecomlib.families import GaussianPrior, LogitPricing, LogUniformPrior, sample_tasks, split, take
 from ecomlib.families.pricing import ShelfState, blind_policy, elasticity, purchase_probability
 
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
 
 @pytest.fixture(scope="module")
 def family():
@@ -190,6 +181,14 @@ def test_observation_holds_no_hidden_parameter(family):
     first, second = family.observe(tasks, state)
     assert torch.equal(first, second)
     assert first.shape == (3, family.observation_size)
+
+
+def test_observation_of_the_default_family_by_hand(family):
+    """Day 3 of 14, a Thursday, after 30 units at markup 1.63: the scales are part of what a trained policy expects."""
+    tasks = tasks_of(family, 1)._replace(cost=torch.tensor([1.25]))
+    state = ShelfState(*(torch.full((1, 1), x) for x in (3.0, 1.63, 30.0, float("inf"))))
+    assert torch.allclose(family.observe(tasks, state)[0, 0], torch.tensor([3 / 14, 1.25, 0.9, 1.63, 0.3, 1.0]))
+    assert family.markups[0] == 1.05 and family.markups[-1] == 2.5
 
 
 def test_seen_inverts_observe():

@@ -15,13 +15,6 @@ SHOP = ShopMDP()
 POLICY = CategoricalMLP((SHOP.observation_size, SHOP.actions))
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def tasks():
     return split(SHOP, "test", 5)[1]

@@ -8,14 +8,6 @@ from ecomlib.returns import LinearFeatureBaseline, gae, leave_one_out, reward_to
 from ecomlib.rollout import Trajectories
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def data():
     """Random episodes (T, M, N) = (7, 3, 5) of random lengths."""

@@ -11,7 +11,7 @@ from ecomlib.rollout import rollout, trial
 
 SHOP = ShopMDP()
 POLICY = CategoricalMLP((SHOP.observation_size, SHOP.actions))
-UNIFORM = [torch.zeros(SHOP.observation_size, SHOP.actions), torch.zeros(1, SHOP.actions)]
+UNIFORM = [torch.zeros(n, SHOP.actions, dtype=torch.float64) for n in (SHOP.observation_size, 1)]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_shapes_masks_and_rewards(tasks):
     assert all(x.shape == (6, 6, 50) for x in (data.action, data.log_prob, data.reward, data.mask))
     state = states(data.observation)
     over = state >= STATES.index("bought")
-    assert torch.equal(data.mask, (~over).float()) and over.any() and not over.all()
+    assert torch.equal(data.mask, (~over).to(data.mask.dtype)) and over.any() and not over.all()
     assert not data.reward[over].any()
     task = torch.arange(6)[:, None].expand(6, 50)
     for t in range(5):

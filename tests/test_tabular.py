@@ -22,15 +22,7 @@ from ecomlib.families.tabular import (
     value_iteration,
 )
 
-torch.set_num_threads(1)
 SHOPS = [ShopMDP(), ShopMDP(horizon=1), ShopMDP(horizon=9, discount_cost=0.0), ShopMDP(leave=0.5, annoyance=0.3)]
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def shoppers(shop, count, seed=0):

@@ -11,15 +11,6 @@ from ecomlib.families.base import sample_tasks
 from ecomlib.families.pricing import LogitPricing
 from ecomlib.rollout import trial
 
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
 
 @pytest.fixture
 def returns():

@@ -21,15 +21,6 @@ from ecomlib.policies import CategoricalMLP
 from ecomlib.returns import reward_to_go
 from ecomlib.rollout import rollout
 
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
 
 def random_tasks(tasks, states, actions, seed, same_reward=False):
     """Dense random processes: every transition possible, rewards of both signs."""

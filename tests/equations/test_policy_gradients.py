@@ -18,14 +18,6 @@ POLICY = CategoricalMLP((SHOP.observation_size, SHOP.actions))
 ENDED = len(STATES) - 2  # this state and the next are the ends of a session
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def tasks():
     """Two MDPs in which everything is possible and every step pays: the shop's arrays, filled at random."""

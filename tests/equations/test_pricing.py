@@ -11,15 +11,6 @@ from ecomlib.baselines import GreedyBayes, ParticlePosterior, Thompson
 from ecomlib.families import LogitPricing, LogUniformPrior, sample_tasks, take
 from ecomlib.families.pricing import Market, ShelfState, elasticity, purchase_probability
 
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
 
 @pytest.fixture
 def family():
