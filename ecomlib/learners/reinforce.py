@@ -59,9 +59,8 @@ class Reinforce:
     def train(self, family: TaskFamily, tasks: Any, seed: int, progress: bool = True) -> LearningCurve:
         """Learn every task from the same initial parameters. Returns of an iteration are those of *new* episodes.
 
-        Rewards are divided by each task's mean absolute return in the first iteration, so that one step size serves
-        products that sell 1 unit a day and products that sell 100. Raises ``FloatingPointError`` naming task and
-        iteration if a gradient is not finite.
+        Adam's steps do not depend on the unit of reward, so one step size serves products that sell 1 unit a day and
+        products that sell 100. Raises ``FloatingPointError`` naming task and iteration if a gradient is not finite.
         """
         config, policy = self.config, self.policy
         generator = Generator(device=tasks.id.device).manual_seed(seed)
