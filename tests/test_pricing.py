@@ -257,11 +257,15 @@ def test_elasticity_is_the_log_derivative_of_demand(family):
 
 
 # ------------------------------------------------------------------------------------------------ priors and bad input
-def test_log_uniform_prior_puts_the_share_at_the_best_price(family):
-    tasks = tasks_of(family, 2000)
-    share = purchase_probability(tasks, family.oracle_markup(tasks)[:, None])
-    assert share.min() > 0.02 - 1e-9 and share.max() < 0.3 + 1e-9
-    assert np.log(share.numpy()).std() == pytest.approx(np.log(15) / 12**0.5, rel=0.05)
+def test_log_uniform_prior_is_uniform_in_logarithms_and_independent(family):
+    """Of 16,384 products: the ends of every range, the moments of a uniform variable, no correlation."""
+    tasks = family.prior_sample(1 << 14)
+    share = purchase_probability(tasks, family.oracle_markup(tasks)[:, None])[:, 0]
+    ranges = {(1, 6): tasks.sensitivity, (0.02, 0.3): share, (20, 300): tasks.traffic, (0.5, 1.7): tasks.cost}
+    scaled = torch.stack([(x.log() - np.log(low)) / np.log(high / low) for (low, high), x in ranges.items()])
+    assert (scaled.amin(1).abs() < 1e-3).all() and ((scaled.amax(1) - 1).abs() < 1e-3).all()
+    assert torch.allclose(torch.cov(scaled) * 12, torch.eye(4), atol=0.03)
+    assert tasks.cost.mean().item() == pytest.approx(1.0, abs=0.03)
 
 
 def test_gaussian_prior_has_the_stated_moments():
