@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from .. import noise as noise_
+from . import shelf
 from .base import check
 from .demand import poisson_inverse
 from .priors import GaussianPrior, LogUniformPrior, MarketPrior
@@ -214,9 +215,9 @@ class LogitPricing:
         """(M,) expected return of the policy that maximises the prior's mean return without learning from sales.
 
         Without a stock limit this is one fixed markup, found by search over the price grid (1,000 markups if
-        continuous) and 4,096 quasi-random products. With a stock limit it is the table (day, units left) -> price
-        that is best on average if the market were revealed tomorrow: an approximation from below of the best policy
-        of that kind.
+        continuous) and 4,096 quasi-random products. With a stock limit it is the best table (day, units left) ->
+        price for 256 quasi-random products, up to a local optimum (``families.shelf.best_table``). Such a table may
+        use what is left, as physical state, so it adapts a little without meaning to.
         """
         policy = blind_policy(self)
         if self.continuous:
@@ -236,60 +237,31 @@ class LogitPricing:
         programming.
 
         ``levels`` is units left 0..stock, or 1 without a limit. Afterwards the best prices follow, or those of
-        ``policy`` (days, levels) int64 if given. With a stock limit this is the recursion of Gallego and van Ryzin
-        (1994) in discrete time with the demand of equation (eq-demand); its cost grows as M * actions * stock^2.
+        ``policy`` (days, levels) int64 if given (``families.shelf``).
         """
+        return shelf.action_values(*self._shelf(tasks), policy)
+
+    def _shelf(self, tasks: Market) -> tuple[Tensor, Tensor, int]:
+        """Demand rates (T, M, A), margins (M, A) and number of levels, as ``families.shelf`` takes them."""
         if self.continuous:
             raise ValueError("action_values needs the price grid: build the family with continuous=False")
-        markup = torch.tensor(self.markups, device=tasks.cost.device, dtype=tasks.cost.dtype).expand(
-            len(tasks.cost), -1
-        )
-        rate = tasks.traffic[:, None] * purchase_probability(tasks, markup)
-        margin = tasks.cost[:, None] * (markup - 1)
-        levels = 1 if self.stock is None else self.stock + 1
-        value, result = tasks.cost.new_zeros(len(tasks.cost), levels), []
-        for day in reversed(range(self.days)):
-            daily = rate * self.weekday[day % len(self.weekday)]
-            if self.stock is None:
-                q = (margin * daily + value)[:, None]
-            else:
-                sold, after = _sales(daily, value)
-                q = margin[:, None] * sold + after
-            chosen = q.argmax(-1) if policy is None else policy[day].expand(q.shape[:2])
-            value = q.gather(-1, chosen[..., None])[..., 0]
-            result.append(q)
-        return torch.stack(result[::-1], 1)
-
-
-def _sales(rate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected units sold and expected value of what is left, both (M, levels, A), for Poisson demand cut at the stock.
-
-    ``rate`` is (M, A), ``value`` (M, levels) with levels = units left 0..S.
-    """
-    levels = value.shape[1]
-    units = torch.arange(levels, device=rate.device, dtype=rate.dtype)
-    density = torch.exp(torch.xlogy(units, rate[..., None]) - rate[..., None] - torch.lgamma(units + 1))[
-        ..., :-1
-    ]  # P(D = 0..S-1)
-    # P(D >= j) for j = 1..S; from j units on, the shelf sells out
-    tail = (1 - density.cumsum(-1)).clamp(min=0)
-    sold = torch.nn.functional.pad(tail.cumsum(-1), (1, 0))  # E min(D, I) = sum_{j <= I} P(D >= j)
-    left = torch.arange(levels, device=rate.device)[None] - torch.arange(levels - 1, device=rate.device)[:, None]
-    shifted = torch.where(left > 0, value[:, left.clamp(min=0)], 0.0)  # (M, d, I): V(I - d) where d < I
-    sold_out = torch.nn.functional.pad(tail, (1, 0), value=1.0) * value[:, :1, None]
-    return sold.mT, (density @ shifted + sold_out).mT
+        markup = torch.tensor(self.markups, device=tasks.cost.device, dtype=tasks.cost.dtype)
+        share = purchase_probability(tasks, markup.expand(len(tasks.cost), -1))
+        weekday = self._weekday(torch.arange(self.days, device=tasks.cost.device, dtype=tasks.cost.dtype))
+        rate = weekday[:, None, None] * tasks.traffic[:, None] * share
+        return rate, tasks.cost[:, None] * (markup - 1), 1 if self.stock is None else self.stock + 1
 
 
 @lru_cache(maxsize=32)
 def blind_policy(family: LogitPricing) -> Tensor:
     """The non-adaptive policy behind ``blind_return``: actions (days, levels), or one markup (a scalar) if
     continuous."""
-    prior = family.prior_sample(4096 if family.stock is None else 512)
+    prior = family.prior_sample(4096 if family.stock is None else 256)
     if family.continuous:
         grid = torch.linspace(family.markups[0], family.markups[-1], 1000, dtype=prior.cost.dtype)
         profit = prior.traffic[:, None] * (grid - 1) * purchase_probability(prior, grid.expand(len(prior.cost), -1))
         return grid[profit.mean(0).argmax()]
-    return family.action_values(prior).mean(0).argmax(-1)
+    return shelf.best_table(*family._shelf(prior))
 
 
 def purchase_probability(tasks: Market, markup: Tensor) -> Tensor:
