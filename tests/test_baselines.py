@@ -59,6 +59,15 @@ def test_posterior_concentrates_as_fast_as_the_data_allow():
     assert (in_standard_errors.square().mean(0).sqrt() < 1.25).all()
 
 
+def test_eight_times_the_particles_change_little():
+    """Lifetime score of a trial of 8 episodes with 2,048 and with 16,384 particles, paired, over 4 x 100 products."""
+    shelf = LogitPricing()
+    agents = {"few": Thompson(shelf, 2048), "many": Thompson(shelf, 16_384)}
+    curves = adaptation_curves(shelf, agents, 8, 100, seeds=range(4), expected=True, progress=False)
+    difference = curves.difference("many", "few")
+    assert abs(difference.estimate) < 0.02 and difference.low < 0.02
+
+
 def test_order_of_the_agents_on_1000_tasks():
     """blind <= greedy Bayes, Thompson <= oracle in mean lifetime return on the test split."""
     shelf = LogitPricing()

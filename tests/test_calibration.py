@@ -509,6 +509,10 @@ def test_panel_controls_and_shrinkage_do_what_is_said(panel):
     assert products["elasticity"].std() < products["elasticity_raw"].std()
     order = ["constant share", "promotion and season, no price", "with price, each product alone", "with price, shrunk"]
     assert models["deviance"].loc[order].is_monotonic_decreasing
+    assert np.allclose(models["gain"].loc[order].cumsum(), models["explained"].loc[order], atol=1e-12)
+    # Paired: the products' common ups and downs cancel, so the gain is known better than either of the two.
+    assert models["gain_se"].iloc[-1] < models["explained_se"].iloc[-2:].min()
+    assert models["gain"].iloc[-1] > 2 * models["gain_se"].iloc[-1]
     assert (panel.funnel["products"].diff().dropna() <= 0).all()
 
 

@@ -24,7 +24,8 @@ class HeldOut(NamedTuple):
 
     models: pd.DataFrame
     """model, deviance (mean Poisson deviance per product-week), explained (1 - deviance / that of a constant
-    share), explained_se (over products)."""
+    share), explained_se (over products), gain (explained more than by the model of the row above) and gain_se (paired
+    over products: the same weeks of the same products)."""
     deciles: pd.DataFrame
     """decile of the units predicted by the shrunk model, rows, predicted, actual (mean units a week)."""
     response: pd.DataFrame
@@ -76,15 +77,18 @@ def evaluate_held_out(prepared: Prepared, config: CalibrationConfig) -> HeldOut:
     }
     deviance = {name: (poisson_deviance(weeks.units, mean) * held).sum(1) for name, mean in expected.items()}
     constant = deviance["constant share"]
-    models = pd.DataFrame(
-        {
-            "model": name,
-            "deviance": value.sum() / held.sum(),
-            "explained": 1 - value.sum() / constant.sum(),
-            "explained_se": np.sqrt(((value - value.sum() / constant.sum() * constant) ** 2).sum()) / constant.sum(),
-        }
-        for name, value in deviance.items()
-    )
+
+    def ratio(value: Array) -> tuple[float, float]:
+        """value / constant, summed over products, and the standard error of that ratio over products."""
+        share = value.sum() / constant.sum()
+        return share, np.sqrt(((value - share * constant) ** 2).sum()) / constant.sum()
+
+    rows, above = [], constant
+    for name, value in deviance.items():
+        (left, left_se), (gain, gain_se) = ratio(value), ratio(above - value)
+        rows.append((name, value.sum() / held.sum(), 1 - left, left_se, gain, gain_se))
+        above = value
+    models = pd.DataFrame(rows, columns=["model", "deviance", "explained", "explained_se", "gain", "gain_se"])
 
     units, predicted, base = (
         array[held] for array in (weeks.units, expected["with price, shrunk"], expected["constant share"])
