@@ -1,6 +1,10 @@
 # What can be done here: `make help`. Needs make, a POSIX shell and Python 3.11 or later; the rest is installed into .venv.
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 SHELL := /bin/sh
+# Chapters and checks see the packages of .venv and no others.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE := 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BUILT := _build/.built
@@ -15,8 +19,10 @@ CHAPTER ?=
 # Test processes. Every file, and so every chapter, stays on one of them.
 WORKERS ?= 2
 
-SOURCES := $(shell find chapters book ecomlib -type f ! -name '*.pyc' ! -path '*/.*' ! -path 'book/axe/*' 2>/dev/null) \
-  $(shell find chapters -type d 2>/dev/null) _config.yml _toc.yml
+# Folders tell of deleted files. Names with a space, which no page has, would be two names to make.
+SEEN := ! -path '*/.*' ! -path '* *' ! -path 'book/axe*' ! -name __pycache__ ! -name '*.pyc'
+SOURCES := _config.yml _toc.yml $(shell find chapters book ecomlib -type f $(SEEN) 2>/dev/null) \
+  $(patsubst book,book/.,$(shell find chapters book ecomlib -type d ! -path book/tools $(SEEN) 2>/dev/null))
 
 .PHONY: help book test execute run-times diagrams browser clean
 
@@ -31,9 +37,9 @@ help:
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@test -n '$(PYTHON)' || { echo 'error: Python 3.11 or later was not found; name one with PYTHON=/path/to/python' >&2; exit 1; }
-	@test -x $(BIN)/python || '$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	@test -x $(BIN)/pip || '$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@test -x $(BIN)/python || { echo 'Creating .venv with $(PYTHON)'; '$(PYTHON)' -m venv .venv; }
+	@test -x $(BIN)/pip || { echo 'Creating .venv with $(PYTHON)'; '$(PYTHON)' -m venv .venv; }
 	@echo 'Installing the exact versions of requirements.txt into .venv (minutes the first time; log: .venv/install.log)'
 	@{ { test -z '$(TORCH_INDEX)' || $(BIN)/pip install --index-url '$(TORCH_INDEX)' "$$(grep '^torch==' requirements.txt)"; } && \
 	  $(BIN)/pip install -r requirements.txt && \

@@ -107,3 +107,5 @@ def test_pages_show_stored_outputs_and_only_what_the_contents_list():
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     assert config["execute"]["execute_notebooks"] == "off"
     assert config["only_build_toc_files"] is True
+    extensions = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "book" / "_ext").glob("*.py"))
+    assert "config.nb_execution" not in extensions, "an extension overrides _config.yml"

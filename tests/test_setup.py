@@ -4,6 +4,7 @@ import ast
 import base64
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -127,6 +128,67 @@ def test_help_lists_every_target():
     targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^make ([\w-]+)", said, re.M)) == targets - {"help"}
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with the Makefile, built a moment ago from next to nothing: returns a function that runs make there."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    names = ["requirements.txt", "pyproject.toml", "_config.yml", "_toc.yml", ".venv/.installed"]
+    names += ["chapters/one.md", "chapters/with a space.md", "ecomlib/old.py", "book/old.bib", "book/_ext/old.py"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    (tmp_path / "_build").mkdir()
+    (tmp_path / "_build" / ".built").touch()
+    os.utime(tmp_path / "_build" / ".built", (1.1e9, 1.1e9))
+    outer = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+
+    def make(*arguments, **environment):
+        command = ["make", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env={**outer, **environment}, capture_output=True, text=True)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["chapters/one.md", "ecomlib/old.py", "book/old.bib", "book/_ext/old.py"])
+def test_make_builds_again_only_after_a_change(elsewhere, tmp_path, name):
+    assert elsewhere("-q", "_build/.built").returncode == 0
+    (tmp_path / name).unlink()
+    assert elsewhere("-q", "_build/.built").returncode == 1
+
+
+def test_make_lets_no_other_packages_in(elsewhere, tmp_path):
+    (tmp_path / "show.mk").write_text("show:\n\t@env\n")
+    said = elsewhere("-f", "Makefile", "-f", "show.mk", "show", PYTHONPATH="other", PYTHONHOME="other").stdout
+    assert set(re.findall(r"^PYTHON\w+=.*", said, re.M)) == {"PYTHONNOUSERSITE=1"}
+
+
+def test_make_mends_an_environment_whose_creation_was_interrupted(elsewhere, tmp_path):
+    """Its Python is there and pip is not; a stand-in for Python creates what `python -m venv` would."""
+    (tmp_path / ".venv" / ".installed").unlink()
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir()
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] || exit 0\nprintf "#!/bin/sh\\n" >.venv/bin/pip; chmod +x .venv/bin/pip\n'
+    )
+    python.chmod(0o755)
+    shutil.copy(python, binaries / "python")
+    ran = elsewhere(".venv/.installed", f"PYTHON={python}")
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / ".venv" / ".installed").exists()
+
+
+def test_chapters_import_this_library():
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import ecomlib; print(ecomlib.__file__)"]
+    ran = subprocess.run(command, cwd=ROOT / "chapters", env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0 and ROOT in Path(ran.stdout.strip()).resolve().parents, (
+        "this .venv installs ecomlib from elsewhere: delete .venv and run `make book`"
+    )
 
 
 def test_continuous_integration_runs_the_commands_of_the_readme():

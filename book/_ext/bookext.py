@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from pathlib import Path
 
@@ -108,7 +107,6 @@ def _configure(app: Sphinx, config) -> None:
     config.nitpick_ignore_regex = [*config.nitpick_ignore_regex, *ELSEWHERE]
     config.html_theme_options["navbar_persistent"] = []  # the side bar has the search field already
     config.html_context.setdefault("default_mode", "auto")
-    config.nb_execution_mode = os.environ.get("BOOK_EXECUTE", config.nb_execution_mode)
     config.templates_path.insert(0, str(BOOK / "_templates"))
     # An undefined macro is an error that the page test sees, not red text that nobody sees.
     tex = {"macros": macros(read_notation()), "packages": {"[-]": ["noundefined"]}}
