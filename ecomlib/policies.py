@@ -11,14 +11,16 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from .families.base import check, number, whole
+
 
 class _MLP:
     """Tanh layers shared by every policy below; ``sizes`` is (observation, hidden..., output)."""
 
     def __init__(self, sizes: tuple[int, ...]):
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes = {sizes}: need at least (observation, output), all >= 1")
-        self.sizes = tuple(sizes)
+        self.sizes = sizes
+        layers = lambda x: isinstance(x, tuple) and len(x) >= 2 and all(whole(size, 1) for size in x)
+        check(self, "sizes", layers, "whole numbers >= 1, at least (observation, output)")
 
     def initial(self, generator: Generator) -> list[Tensor]:
         """Weights ~ Normal(0, 1 / fan-in), except a small last layer (so the first policy is near uniform); biases
@@ -66,9 +68,10 @@ class GaussianMLP(_MLP):
 
     def __init__(self, sizes: tuple[int, ...], initial_mean: float = 0.0, initial_std: float = 1.0):
         super().__init__(sizes)
-        if initial_std <= 0 or sizes[-1] != 1:
-            raise ValueError(f"initial_std = {initial_std}, sizes = {sizes}: need initial_std > 0 and one output")
         self.initial_mean, self.initial_std = initial_mean, initial_std
+        check(self, "sizes", lambda x: x[-1] == 1, "one output")
+        check(self, "initial_mean", number, "a finite number")
+        check(self, "initial_std", lambda x: number(x, 0), "a finite number > 0")
 
     def initial(self, generator: Generator) -> list[Tensor]:
         """As the MLP's, its mean started at ``initial_mean``, then log_std."""

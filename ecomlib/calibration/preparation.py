@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from ecomlib.calibration.purchase_model import Array, Weeks
 from ecomlib.calibration.sales import SalesTableError
+from ecomlib.families.base import check, number, whole
 
 WEEKS_PER_YEAR = 365.25 / 7
 
@@ -41,17 +41,17 @@ class CalibrationConfig:
     """Prior standard deviation of each promotion and season coefficient (log odds per unit of the control)."""
 
     def __post_init__(self):
-        _check("margin", self.margin, "0 < margin < 1", lambda x: 0 < x < 1)
-        if self.weekly_visitors is not None:
-            _check("weekly_visitors", self.weekly_visitors, "None or a finite number > 0", _positive)
-        _check("visitors_scale", self.visitors_scale, "a finite number > 0", _positive)
-        _check("minimum_weeks", self.minimum_weeks, "a whole number >= 10", lambda x: _whole(x) and x >= 10)
-        _check("minimum_units", self.minimum_units, "a whole number >= 1", lambda x: _whole(x) and x >= 1)
-        _check("minimum_price_variation", self.minimum_price_variation, "0 < variation < 1", lambda x: 0 < x < 1)
-        _check("minimum_products", self.minimum_products, "a whole number >= 10", lambda x: _whole(x) and x >= 10)
-        _check("holdout_every", self.holdout_every, "a whole number 2 to 10", lambda x: _whole(x) and 2 <= x <= 10)
-        _check("season_harmonics", self.season_harmonics, "0, 1, 2 or 3", lambda x: _whole(x) and 0 <= x <= 3)
-        _check("control_sd", self.control_sd, "a finite number > 0", _positive)
+        visitors = lambda x: x is None or number(x, 0)
+        check(self, "margin", lambda x: number(x, 0, 1), "0 < margin < 1")
+        check(self, "weekly_visitors", visitors, "None or a finite number > 0")
+        check(self, "visitors_scale", lambda x: number(x, 0), "a finite number > 0")
+        check(self, "minimum_weeks", lambda x: whole(x, 10), "a whole number >= 10")
+        check(self, "minimum_units", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "minimum_price_variation", lambda x: number(x, 0, 1), "0 < variation < 1")
+        check(self, "minimum_products", lambda x: whole(x, 10), "a whole number >= 10")
+        check(self, "holdout_every", lambda x: whole(x, 2, 10), "a whole number 2 to 10")
+        check(self, "season_harmonics", lambda x: whole(x, 0, 3), "0, 1, 2 or 3")
+        check(self, "control_sd", lambda x: number(x, 0), "a finite number > 0")
 
 
 class Prepared(NamedTuple):
@@ -206,20 +206,3 @@ def _filter(sales: pd.DataFrame, config: CalibrationConfig) -> tuple[pd.DataFram
             + "; ".join(f"{rule}: {count}" for rule, count in funnel)
         )
     return sales[sales["product"].map(keep)], table
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _check(field: str, value: object, allowed: str, valid) -> None:
-    try:
-        good = not isinstance(value, (str, bool)) and valid(value)
-    except TypeError:
-        good = False
-    if not good:
-        raise ValueError(f"{field} = {value!r}; allowed: {allowed}")

@@ -108,8 +108,11 @@ def _weeks(table: pd.DataFrame) -> pd.Series:
         if number.notna().any():
             bad = ~np.isfinite(number.astype("float64")) | (number != np.floor(number))
             _refuse(table, "week", bad, "not a whole number", allowed)
+            _refuse(table, "week", number.abs() > 10_000, "beyond 10,000 (write dates as 2024-01-31)", allowed)
             return number.astype("int64")
-        column = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+        text = column.astype(str).str.replace(r"(:\d\d(?:\.\d+)?)(?:Z|[+-]\d\d(?::?\d\d)?)$", r"\1", regex=True)
+        column = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=True)
+    column = column.dt.tz_localize(None)  # the shop's calendar: a week may have 167 hours
     _refuse(table, "week", column.isna(), "neither a number nor a date", allowed)
     return ((column - column.min()).dt.days // 7).astype("int64")
 

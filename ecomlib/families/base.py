@@ -6,6 +6,9 @@ is (M,).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -55,8 +58,7 @@ class TaskFamily(Protocol):
 
 def sample_tasks(family: TaskFamily, tasks: int, generator: Generator) -> Any:
     """M fresh tasks. Only the ids are drawn; a task is a function of its id, on any device."""
-    if tasks < 1:
-        raise ValueError(f"tasks = {tasks}: at least 1 task must be sampled")
+    require(whole(tasks, 1), "tasks", tasks, "a whole number >= 1")
     return family.tasks(torch.randint(2**62, (tasks,), generator=generator, device=generator.device))
 
 
@@ -69,8 +71,7 @@ def split(family: TaskFamily, name: str, tasks: int) -> tuple[TaskFamily, Any]:
     Returns the family to evaluate with (for ``shifted``, the one whose prior moved) and its tasks. The first 100
     tasks of a list are the same whether 100 or 1,000 are asked for.
     """
-    if name not in SPLITS:
-        raise ValueError(f"split = {name!r}: must be one of {', '.join(SPLITS)}")
+    require(name in SPLITS, "split", name, f"one of {', '.join(SPLITS)}")
     moved = family.shifted() if name == "shifted" else family
     return moved, sample_tasks(moved, tasks, Generator().manual_seed(_SPLIT_SEEDS[name]))
 
@@ -80,7 +81,38 @@ def take(tasks: Any, index: Any) -> Any:
     return type(tasks)(*(field[index] for field in tasks))
 
 
-def check(config: object, field: str, valid: bool, allowed: str) -> None:
-    """Raise ``ValueError`` naming the field, its value and what is allowed, unless ``valid``."""
+# ------------------------------------------------------------------------------------------ checks of settings
+def require(valid: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ``ValueError`` naming the setting, its value and what is allowed, unless ``valid``."""
     if not valid:
-        raise ValueError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: {allowed}")
+        raise ValueError(f"{name} = {value!r}; allowed: {allowed}")
+
+
+def check(config: object, field: str, valid: Callable[[Any], bool], allowed: str) -> None:
+    """Refuse a field of a configuration unless ``valid(value)``. A list or array is first replaced by a tuple and a
+    NumPy number by Python's, so that equal settings are equal, hashable keys of a cache."""
+    value = _plain(getattr(config, field))
+    require(valid(value), f"{type(config).__name__}.{field}", value, allowed)
+    object.__setattr__(config, field, value)  # the configuration may be frozen
+
+
+def whole(value: object, low: float, high: float = math.inf) -> bool:
+    """Whether this is a whole number with low <= value <= high; True and 3.0 are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+
+def number(value: object, above: float = -math.inf, below: float = math.inf) -> bool:
+    """Whether this is a finite real number with above < value < below; True is not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and above < value < below
+
+
+def numbers(value: object, length: int | None = None) -> bool:
+    """Whether this is a tuple of finite real numbers, ``length`` of them if given, else at least one."""
+    sized = isinstance(value, tuple) and (len(value) == length if length else len(value) > 0)
+    return sized and all(map(number, value))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # an array, a tensor, or a number of theirs
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value

@@ -14,7 +14,7 @@ from torch.quasirandom import SobolEngine
 
 from .. import noise as noise_
 from . import shelf
-from .base import check
+from .base import check, number, numbers, whole
 from .demand import poisson_inverse
 from .priors import GaussianPrior, LogUniformPrior, MarketPrior
 
@@ -76,31 +76,18 @@ class LogitPricing:
     """Scale of the units sold in an observation."""
 
     def __post_init__(self):
-        check(self, "days", isinstance(self.days, int) and self.days >= 1, "need a whole number >= 1")
-        ordered = all(low < high for low, high in zip(self.markups, self.markups[1:]))
-        check(self, "markups", len(self.markups) >= 2 and ordered, "need at least 2 increasing markups")
-        check(
-            self,
-            "markups",
-            self.markups[0] > 0,
-            "markups are multiples of the unit cost and must be positive",
-        )
-        positive = len(self.weekday) >= 1 and min(self.weekday) > 0
-        check(
-            self,
-            "weekday",
-            positive and abs(sum(self.weekday) / len(self.weekday) - 1) < 1e-9,
-            "need positive multipliers with mean 1",
-        )
-        whole = self.stock is None or (isinstance(self.stock, int) and self.stock >= 1)
-        check(self, "stock", whole, "need None or a whole number >= 1")
-        check(
-            self,
-            "stock",
-            not (self.stock and self.continuous),
-            "finite stock needs the price grid (continuous=False)",
-        )
-        check(self, "mean_traffic", self.mean_traffic > 0, "need a positive number")
+        increasing = lambda x: len(x) >= 2 and x[0] > 0 and all(low < high for low, high in zip(x, x[1:]))
+        mean_one = lambda x: min(x) > 0 and abs(sum(x) / len(x) - 1) < 1e-9
+        methods = ("hidden", "cost", "shifted")
+        is_prior = lambda x: not isinstance(x, type) and all(hasattr(x, name) for name in methods)
+        check(self, "days", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "markups", lambda x: numbers(x) and increasing(x), "at least 2 positive, increasing numbers")
+        check(self, "continuous", lambda x: isinstance(x, bool), "True or False")
+        check(self, "weekday", lambda x: numbers(x) and mean_one(x), "positive multipliers with mean 1")
+        check(self, "prior", is_prior, "a prior, such as LogUniformPrior()")
+        check(self, "stock", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
+        check(self, "stock", lambda x: not (x and self.continuous), "None, or a price grid (continuous=False)")
+        check(self, "mean_traffic", lambda x: number(x, 0), "a finite number > 0")
 
     # -------------------------------------------------------------------------------------------- the protocol
     noise_size = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .base import check
+from .base import check, number, numbers
 
 
 def _log_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -22,9 +22,15 @@ def _log_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _check_range(config: object, field: str, upper: float = math.inf) -> None:
-    bounds = getattr(config, field)
-    valid = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < upper
-    check(config, field, valid, f"need two numbers with 0 < low <= high < {upper}")
+    limit = f" < {upper:g}" if upper < math.inf else ""
+    valid = lambda x: numbers(x, 2) and 0 < x[0] <= x[1] < upper
+    check(config, field, valid, f"two finite numbers with 0 < low <= high{limit}")
+
+
+def _is_factor(value: object) -> bool:
+    if not (isinstance(value, tuple) and len(value) == 3 and all(numbers(row, 3) for row in value)):
+        return False
+    return all(value[i][i] >= 0 and all(x == 0 for x in value[i][i + 1 :]) for i in range(3))
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,9 @@ class GaussianPrior:
     """Range of the unit cost (log-uniform); the merchant sees it."""
 
     def __post_init__(self):
-        check(self, "mean", len(self.mean) == 3 and all(map(math.isfinite, self.mean)), "need 3 finite numbers")
-        shape = len(self.factor) == 3 and all(len(row) == 3 for row in self.factor)
-        lower = shape and all(self.factor[i][j] == 0 for i in range(3) for j in range(i + 1, 3))
-        positive = shape and all(self.factor[i][i] >= 0 for i in range(3))
-        check(self, "factor", lower and positive, "need a lower-triangular 3 x 3 factor with diagonal >= 0")
-        check(self, "reference_markup", self.reference_markup > 0, "need a positive markup")
+        check(self, "mean", lambda x: numbers(x, 3), "3 finite numbers")
+        check(self, "factor", _is_factor, "3 x 3 finite numbers, lower-triangular, diagonal >= 0")
+        check(self, "reference_markup", lambda x: number(x, 0), "a finite number > 0")
         _check_range(self, "unit_cost")
 
     def hidden(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from .. import noise as noise_
-from .base import check
+from .base import check, number, require, whole
 
 
 class TabularTasks(NamedTuple):
@@ -61,6 +61,7 @@ def value_iteration(tasks: TabularTasks, discount: float, tolerance: float = 1e-
     ``discount`` (equation (eq-contraction)).
     """
     _check_discount(discount)
+    require(number(tolerance, 0), "tolerance", tolerance, "a finite number > 0")
     value, changes = torch.zeros_like(tasks.start), [float("inf")]
     while changes[-1] >= tolerance:
         new = action_value(tasks, value, discount).amax(-1)
@@ -190,10 +191,10 @@ class ShopMDP:
     """Added to the probability of leaving by a recommendation, times (1 - openness)."""
 
     def __post_init__(self):
-        check(self, "horizon", isinstance(self.horizon, int) and self.horizon >= 1, "need a whole number >= 1")
-        check(self, "discount_cost", 0 <= self.discount_cost <= 1, "must lie in [0, 1]")
-        check(self, "leave", 0 <= self.leave < 1, "must lie in [0, 1)")
-        check(self, "annoyance", 0 <= self.annoyance < 1 - self.leave, "must lie in [0, 1 - leave)")
+        check(self, "horizon", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "discount_cost", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
+        check(self, "leave", lambda x: number(x) and 0 <= x < 1, "a number in [0, 1)")
+        check(self, "annoyance", lambda x: number(x) and 0 <= x < 1 - self.leave, "a number in [0, 1 - leave)")
 
     noise_size = 1
     observation_size = len(STATES) + 1
@@ -243,8 +244,10 @@ class ShopMDP:
         return TabularTasks(task_id, transition, reward, start)
 
     def shifted(self) -> ShopMDP:
-        """Shoppers who leave more easily: a shop that training never saw."""
-        return ShopMDP(self.horizon, self.discount_cost, min(2 * self.leave, 0.5), min(2 * self.annoyance, 0.4))
+        """Shoppers who leave more easily: both chances double, unless that more than halves the chance to stay."""
+        leave = min(2 * self.leave, (1 + self.leave) / 2)
+        annoyance = min(2 * self.annoyance, (1 + self.leave + self.annoyance) / 2 - leave)
+        return replace(self, leave=leave, annoyance=annoyance)
 
     # ------------------------------------------------------------------------------------------- the protocol
     def context(self, tasks: TabularTasks) -> Tensor:

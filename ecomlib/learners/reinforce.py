@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ..families.base import TaskFamily, check
+from ..families.base import TaskFamily, check, number, whole
 from ..policies import Policy, per_task
 from ..returns import leave_one_out, reward_to_go
 from ..rollout import rollout
@@ -31,15 +31,11 @@ class ReinforceConfig:
     """gamma of the reward to go."""
 
     def __post_init__(self):
-        check(self, "iterations", self.iterations >= 1, "need at least 1")
-        check(
-            self,
-            "episodes",
-            self.episodes >= 2,
-            "need at least 2: the baseline of an episode is the mean of the others",
-        )
-        check(self, "learning_rate", self.learning_rate > 0, "need a positive step size")
-        check(self, "discount", 0 <= self.discount <= 1, "must lie in [0, 1]")
+        several = "a whole number >= 2 (the baseline of an episode is the mean of the others)"
+        check(self, "iterations", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "episodes", lambda x: whole(x, 2), several)
+        check(self, "learning_rate", lambda x: number(x, 0), "a finite number > 0")
+        check(self, "discount", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
 
 
 class LearningCurve(NamedTuple):
