@@ -6,18 +6,33 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 
 def test_the_loss_of_a_has_no_gradient():
-    """sum_t E_D[r_t + gamma max_theta' V(s_{t+1}, theta')] on given data, V any function of state and parameters."""
-    theta = torch.tensor([0.3, -0.2], requires_grad=True)
-    data = torch.tensor([[1.0, 0.5], [0.0, -1.0], [2.0, 0.1]])  # (t, (r_t, s_{t+1}))
-    candidates = torch.linspace(-1, 1, 21)  # theta' is maximised away over these
+    """sum_t E_D[r_t + gamma max_theta' V(s_{t+1}, theta')] on given data: where the search for theta' starts is
+    forgotten. Contrast: a search that stops after one step, and the objective of a policy on the same rewards."""
+    reward, state = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.5, -1.0, 0.1])
+    curvature = torch.tensor([1.0, 0.6])
 
-    def loss(theta):
-        value = -((data[:, 1, None] - candidates) ** 2)
-        return (data[:, 0] + 0.9 * value.amax(1)).sum() + 0 * theta.sum()  # the last term only ties theta to the graph
+    def value(parameters):  # (t, 2) -> (t,); V(s_{t+1}, .) has its maximum at (s, 2 s) / curvature
+        return state * (parameters @ torch.tensor([1.0, 2.0])) - (curvature * parameters**2).sum(1) / 2
 
-    (gradient,) = torch.autograd.grad(loss(theta), theta)
-    assert gradient.tolist() == [0.0, 0.0]
-    assert loss(theta) == loss(theta + 1)
+    def loss(theta, steps):
+        found = theta.expand(3, 2)
+        for _ in range(steps):
+            (slope,) = torch.autograd.grad(value(found).sum(), found, create_graph=True)
+            found = found + 0.5 * slope
+        return (reward + 0.9 * value(found)).sum()
+
+    def policy_return(theta):
+        return torch.softmax(torch.cat((theta, torch.zeros(1))), 0) @ reward
+
+    def slope_of(function, *arguments):
+        return torch.autograd.grad(function(theta, *arguments), theta)[0].abs().max()
+
+    theta, other = (torch.tensor(start, requires_grad=True) for start in ([0.3, -0.2], [-2.0, 4.0]))
+    maximum = (reward + 0.9 * state**2 * (1 / 1.0 + 4 / 0.6) / 2).sum().item()
+    assert loss(theta, 200).item() == pytest.approx(maximum, rel=1e-12)
+    assert loss(other, 200).item() == pytest.approx(maximum, rel=1e-12)
+    assert slope_of(loss, 200) < 1e-12
+    assert slope_of(loss, 1) > 0.1 and slope_of(policy_return) > 0.1
 
 
 def test_sum_of_one_step_targets_is_not_the_return():

@@ -175,12 +175,18 @@ def test_reward_to_go(tasks, theta, discount):
 
 @pytest.mark.parametrize("discount", [1.0, 0.7])
 def test_baseline(tasks, theta, discount):
-    """(eq-baseline): any function of state and time may be subtracted; one that sees the action may not."""
+    """(eq-baseline): any function of the history may be subtracted; one that sees the action may not."""
     data, probability = all_trajectories(SHOP, tasks, POLICY, theta)
     to_go, exact = reward_to_go(data.reward, discount), exact_gradient(tasks, theta, discount)
     table = torch.randn(SHOP.horizon, 2, len(STATES), generator=torch.Generator().manual_seed(3))
     allowed, forbidden = to_go - look_up(table, data), to_go - data.action
     assert torch.allclose(gradient(score_sum(data, probability, powers(discount) * allowed), theta), exact, atol=1e-12)
+    earlier = data.reward.cumsum(0) - data.reward
+    previous = torch.cat((torch.zeros_like(data.action[:1]), data.action[:-1]))
+    past = torch.sin(3 * earlier) + previous
+    assert past[1:].std(-1).min() > 0.1
+    found = gradient(score_sum(data, probability, powers(discount) * (to_go - past)), theta)
+    assert torch.allclose(found, exact, atol=1e-12)
     wrong = gradient(score_sum(data, probability, powers(discount) * forbidden), theta)
     assert (wrong - exact).norm() > 0.1
 
@@ -309,4 +315,11 @@ def test_mean_squared_error(returning, theta):
         left = both @ ((estimate[2] - exact) ** 2).sum(1)
         bias = ((mean - exact) ** 2).sum()
         assert left == pytest.approx((bias + variance / 2).item(), rel=1e-10)
+        # What a batch can know of the squared length: its own, minus its own variance / N.
+        first, second = estimate[1][torch.cartesian_prod(*[torch.arange(len(chance))] * 2)].unbind(1)
+        within = ((first - second) ** 2).sum(1) / 2
+        assert torch.allclose((first + second) / 2, estimate[2], atol=1e-14)
+        length, squared = both @ ((estimate[2] ** 2).sum(1) - within / 2), (mean**2).sum()
+        assert length == pytest.approx(squared.item(), rel=1e-9)
+        assert both @ (estimate[2] ** 2).sum(1) > 2 * squared  # without the subtraction
         assert (bias > 1e-6) == (gae_lambda == 0.0)
