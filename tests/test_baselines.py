@@ -103,6 +103,22 @@ def test_finite_stock_agents_beat_the_blind_table():
         assert blind + 0.3 * (oracle - blind) < value < oracle
 
 
+@pytest.mark.parametrize("stock", [None, 50])
+def test_agents_in_single_precision(stock):
+    """float32 is the library's default: finite posteriors, and returns as in float64 up to rounding of the luck."""
+    returns = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        shelf = LogitPricing(stock=stock)
+        _, tasks = split(shelf, "test", 100)
+        for agent in (GreedyBayes(shelf, 256), Thompson(shelf, 256)):
+            value = trial(shelf, tasks, agent, 2, 1, seed=0, progress=False).returns
+            assert agent.posterior.weight.isfinite().all() and value.dtype == dtype
+            returns[dtype, type(agent)] = value.mean().item()
+    for kind in (GreedyBayes, Thompson):
+        assert returns[torch.float32, kind] == pytest.approx(returns[torch.float64, kind], rel=0.02)
+
+
 def test_fixed_markup_earns_the_blind_return():
     shelf = LogitPricing()
     _, tasks = split(shelf, "test", 400)
@@ -137,6 +153,10 @@ def test_trial_and_agents_refuse_bad_input():
         FixedMarkup(shelf, 9)
     with pytest.raises(ValueError, match="particles = 1"):
         ParticlePosterior(shelf, 1)
+    with pytest.raises(ValueError, match="particles = 0"):
+        Thompson(shelf, 0)
+    with pytest.raises(ValueError, match="no stock limit"):
+        EpsilonGreedy(LogitPricing(stock=5))
     with pytest.raises(ValueError, match="continuous=False"):
         GreedyBayes(LogitPricing(continuous=True))
     with pytest.raises(ValueError, match="episodes_per_trial = 0"):

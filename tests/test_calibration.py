@@ -10,12 +10,15 @@ from scipy import optimize, stats
 from scipy.special import expit, logit
 
 from ecomlib import calibration
+from ecomlib.baselines import Thompson
 from ecomlib.calibration import CalibrationConfig, SalesTableError, calibrate_pricing, read_sales
 from ecomlib.calibration.preparation import centred, prepare
 from ecomlib.calibration.purchase_model import Weeks, best_markup, design, expected_units, fit_purchases
 from ecomlib.calibration.shrinkage import fit_population
+from ecomlib.evaluation import normalised_score
 from ecomlib.families.base import sample_tasks
 from ecomlib.families.pricing import LogitPricing
+from ecomlib.rollout import trial
 
 PANEL = Path(__file__).parents[1] / "data" / "complete_journey_pricing.parquet"
 TRUTH = {"mean": np.array([0.3, -3.0]), "sd": np.array([0.5, 0.7]), "correlation": -0.3, "reference": 1 / 0.7}
@@ -526,6 +529,22 @@ def test_prior_feeds_the_task_family(panel):
     assert log_a.exp().median().item() == pytest.approx(quantiles["median"], rel=0.05)
     share = torch.sigmoid(tasks.utility - tasks.sensitivity * panel.prior.reference_markup).double()
     assert share.median().item() == pytest.approx(expit(panel.prior.mean[1]), rel=0.05)
+
+
+@pytest.mark.parametrize("margin", [0.3, 0.8])
+def test_records_to_score(margin):
+    """A reader's table to a family whose prices reach the best ones, at ordinary and at high margins, to a score."""
+    table, _ = simulate(100, 52, 1500, seed=3)
+    fit = calibrate_pricing(table.drop(columns=["unit_cost"], errors="ignore"), CalibrationConfig(margin=margin))
+    family = fit.family(daily_shoppers=2000.0)
+    tasks = sample_tasks(family, 200, torch.Generator().manual_seed(0))
+    best = family.oracle_markup(tasks)
+    inside = (best > family.markups[0]) & (best < family.markups[-1])
+    assert inside.double().mean() > 0.9
+    returns = trial(family, tasks, Thompson(family), 4, 1, seed=0, progress=False).returns.mean(-1)
+    blind, oracle = family.blind_return(tasks), family.oracle_return(tasks)
+    assert 0.3 < normalised_score(returns[-1], blind, oracle) < 1.05
+    assert fit.family(days=7).days == 7 and fit.family().prior == fit.prior
 
 
 def test_for_traffic_moves_only_the_traffic(panel):

@@ -20,8 +20,8 @@ class ParticlePosterior:
     def __init__(self, family: LogitPricing, particles: int = 2048):
         if family.continuous:
             raise ValueError("ParticlePosterior needs the price grid: build the family with continuous=False")
-        if particles < 2:
-            raise ValueError(f"particles = {particles}: need at least 2")
+        if not isinstance(particles, int) or particles < 2:
+            raise ValueError(f"particles = {particles!r}: need a whole number, at least 2")
         self.family, self.size = family, particles
 
     def begin(self, tasks: int, episodes: int, device: torch.device) -> None:
@@ -45,8 +45,9 @@ class ParticlePosterior:
             sold_out, nothing_to_sell = after.stock == 0, before.stock == 0
             counted = (~sold_out).to(self.units.dtype)
             mean = before.weekday[..., None] * self.rate[action]
-            at_least = torch.special.gammainc(before.stock.clamp(min=1)[..., None], mean).clamp(min=1e-300).log()
-            self.sold_out = self.sold_out + at_least * (sold_out & ~nothing_to_sell)[..., None]
+            at_least = torch.special.gammainc(before.stock.clamp(min=1)[..., None], mean)
+            at_least = at_least.clamp(min=torch.finfo(mean.dtype).tiny).log()
+            self.sold_out = self.sold_out + torch.where((sold_out & ~nothing_to_sell)[..., None], at_least, 0.0)
         self.units.scatter_add_(-1, action[..., None], (after.sold * counted)[..., None])
         self.exposure.scatter_add_(-1, action[..., None], (before.weekday * counted)[..., None])
 
@@ -64,9 +65,12 @@ class _Bayes:
     def __init__(self, family: LogitPricing, particles: int | None = None):
         self.family = family
         # With a stock limit a particle's table has days x (stock + 1) x actions entries: fewer are affordable.
-        self.posterior = ParticlePosterior(family, particles or (2048 if family.stock is None else 512))
+        if particles is None:
+            particles = 2048 if family.stock is None else 512
+        self.posterior = ParticlePosterior(family, particles)
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        """Back to the prior, with every particle's own table of action values."""
         self.posterior.begin(tasks, episodes, context.device)
         particles = self.posterior.particles
         # Cost is seen and only scales profit: with cost 1 in every particle, prices are ranked as with the true cost.
@@ -74,6 +78,7 @@ class _Bayes:
         self.best = self.values.argmax(-1)
 
     def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions (M, N) for observations (M, N, 6), by ``choose``."""
         self.observation = observation
         seen = self.family.seen(observation)
         day = seen.day.long().clamp(max=self.family.days - 1)
@@ -81,6 +86,7 @@ class _Bayes:
         return self.choose(day, level, noise)
 
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        """Bayes' rule for the day that just ended."""
         self.posterior.update(action, self.observation, next_observation)
 
     def end_episode(self) -> None:
@@ -92,6 +98,7 @@ class GreedyBayes(_Bayes):
     Bayesian cousin). It can stop learning: chapter "Dynamic pricing", section on incomplete learning."""
 
     def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """The price (M, N) of highest posterior mean action value on that day at that level of stock."""
         # Every replica of every task is on the same day, so only the shelf's level differs.
         table = self.values[:, day[0, 0]]  # (P, levels, A)
         if table.shape[1] == 1:
@@ -104,6 +111,7 @@ class Thompson(_Bayes):
     """Draws one market from the posterior each day and posts its best price (Thompson 1933)."""
 
     def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """The best price (M, N) of one particle, drawn from the posterior."""
         cumulative = self.posterior.weight.cumsum(-1)
         particle = torch.searchsorted(cumulative, noise, right=True)[..., 0].clamp(max=self.posterior.size - 1)
         return self.best[particle, day, level]
@@ -116,17 +124,19 @@ class EpsilonGreedy:
     noise_size = 2
 
     def __init__(self, family: LogitPricing, epsilon: float = 0.1):
-        if family.continuous:
-            raise ValueError("EpsilonGreedy needs the price grid: build the family with continuous=False")
+        if family.continuous or family.stock is not None:
+            raise ValueError("EpsilonGreedy needs the price grid and no stock limit")
         if not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon = {epsilon}: must lie in [0, 1]")
         self.family, self.epsilon = family, epsilon
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        """No price has been tried."""
         self.total = torch.zeros(tasks, episodes, self.family.actions, device=context.device)
         self.count = torch.zeros_like(self.total)
 
     def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """An untried price while there is one, then the best average, or any price with probability epsilon."""
         self.weekday = self.family.seen(observation).weekday
         untried = self.count == 0
         mean = torch.where(untried, torch.inf, self.total / self.count.clamp(min=1))
@@ -140,6 +150,7 @@ class EpsilonGreedy:
         return inverse_transform(candidates / candidates.sum(-1, keepdim=True), noise[..., 1])
 
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        """Add the day's profit to the average of its price."""
         self.total.scatter_add_(-1, action[..., None], (reward / self.weekday)[..., None])
         self.count.scatter_add_(-1, action[..., None], torch.ones_like(reward)[..., None])
 
@@ -166,6 +177,7 @@ class FixedMarkup:
         """Nothing to forget."""
 
     def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """The same action (M, N) every day."""
         return torch.full(observation.shape[:2], self.action, device=observation.device)
 
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:

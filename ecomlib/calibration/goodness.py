@@ -17,6 +17,7 @@ from ecomlib.calibration.purchase_model import (
     poisson_deviance,
 )
 from ecomlib.calibration.shrinkage import Population, fit_population
+from ecomlib.plotting import COLOURS
 
 
 class HeldOut(NamedTuple):
@@ -136,7 +137,7 @@ def plot_held_out(held_out: HeldOut, axes=None):
         _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left, right = axes
     deciles, response = held_out.deciles, held_out.response
-    model, data = _colours()
+    model, data = COLOURS["model"], COLOURS["data"]
 
     limits = [deciles[["predicted", "actual"]].to_numpy().min(), deciles[["predicted", "actual"]].to_numpy().max()]
     left.plot(limits, limits, "-", color=model, label="predicted = actual")
@@ -154,12 +155,3 @@ def plot_held_out(held_out: HeldOut, axes=None):
     right.set(xlabel="price / the product's median price", ylabel="units / units at a constant share")
     right.legend(frameon=False)
     return left.figure
-
-
-def _colours() -> tuple[str, str]:
-    """(model, data): the house colours where the plotting module has them."""
-    try:
-        from ecomlib.plotting import COLOURS
-    except ImportError:
-        COLOURS = {}
-    return COLOURS.get("model", "#0072B2"), COLOURS.get("data", "#D55E00")

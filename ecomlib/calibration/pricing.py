@@ -15,7 +15,7 @@ from ecomlib.calibration.preparation import CalibrationConfig, Prepared, centred
 from ecomlib.calibration.purchase_model import PurchaseFit, best_markup, fit_purchases
 from ecomlib.calibration.sales import read_sales
 from ecomlib.calibration.shrinkage import Population
-from ecomlib.families.pricing import GaussianPrior
+from ecomlib.families.pricing import GaussianPrior, LogitPricing
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,19 @@ class PricingCalibration:
         if not 0 < daily_shoppers < np.inf:
             raise ValueError(f"daily_shoppers = {daily_shoppers!r}; allowed: a finite number > 0")
         return replace(self.prior, mean=(*self.prior.mean[:2], float(np.log(daily_shoppers))))
+
+    def family(self, prices: int = 11, daily_shoppers: float | None = None, **settings) -> LogitPricing:
+        """`LogitPricing` with this prior and prices that span the best markups of nine in ten of its products.
+
+        The grid is geometric, from half the margin of the lowest of these best markups to one and a half times the
+        margin of the highest. A grid that does not reach the best prices makes oracle and blind policy agree at its
+        end, and scores meaningless. `daily_shoppers` as in `for_traffic`; further settings go to `LogitPricing`.
+        """
+        low, high = self.prior_table().loc["best markup", ["5 %", "95 %"]]
+        grid = np.geomspace(1 + (low - 1) / 2, 1 + 1.5 * (high - 1), prices).round(3)
+        prior = self.prior if daily_shoppers is None else self.for_traffic(daily_shoppers)
+        units = float(np.exp(prior.mean[2]) * expit(prior.mean[1]))
+        return LogitPricing(**({"prior": prior, "markups": tuple(map(float, grid)), "mean_traffic": units} | settings))
 
     def plot_fit(self, axes=None):
         """Held-out weeks in two panels: units by decile, and units against relative price. Returns the figure."""

@@ -68,7 +68,7 @@ def adaptation_curves(
     by_episode = {name: [] for name in agents}
     lifetime = {name: [] for name in agents}
     for seed in seeds:
-        drawn = sample_tasks(family, tasks, Generator(device).manual_seed(seed))
+        drawn = sample_tasks(family, tasks, Generator().manual_seed(seed), device)
         blind, oracle = family.blind_return(drawn).cpu(), family.oracle_return(drawn).cpu()
         for name, agent in agents.items():
             done = trial(family, drawn, agent, episodes_per_trial, replicas, seed, progress)

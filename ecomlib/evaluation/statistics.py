@@ -63,7 +63,10 @@ def normalised_score(value: ArrayLike, blind: ArrayLike, oracle: ArrayLike) -> f
         raise ValueError(f"value, blind and oracle must hold the same tasks, got {tasks} tasks")
     gap = (arrays["oracle"] - arrays["blind"]).mean(-1)
     if not np.all(gap > 0):
-        raise ValueError(f"oracle - blind must have a positive mean over tasks, got {float(np.min(gap)):.6g}")
+        raise ValueError(
+            f"oracle - blind must have a positive mean over tasks, got {float(np.min(gap)):.6g}: there is nothing to "
+            "gain by adapting (do the actions on offer reach the best one?)"
+        )
     score = (arrays["value"] - arrays["blind"]).mean(-1) / gap
     return float(score) if score.ndim == 0 else score
 

@@ -56,16 +56,17 @@ class TaskFamily(Protocol):
         feedback."""
 
 
-def sample_tasks(family: TaskFamily, tasks: int, generator: Generator) -> Any:
-    """M fresh tasks. Only the ids are drawn; a task is a function of its id, on any device."""
+def sample_tasks(family: TaskFamily, tasks: int, generator: Generator, device: str = "cpu") -> Any:
+    """M fresh tasks. Only the ids are drawn, with a CPU generator; a task is a function of its id, so it is the same
+    on any device."""
     require(whole(tasks, 1), "tasks", tasks, "a whole number >= 1")
-    return family.tasks(torch.randint(2**62, (tasks,), generator=generator, device=generator.device))
+    return family.tasks(torch.randint(2**62, (tasks,), generator=generator).to(device))
 
 
 _SPLIT_SEEDS = {"train": 1, "test": 2, "shifted": 3}
 
 
-def split(family: TaskFamily, name: str, tasks: int) -> tuple[TaskFamily, Any]:
+def split(family: TaskFamily, name: str, tasks: int, device: str = "cpu") -> tuple[TaskFamily, Any]:
     """The first M tasks of a fixed list: ``train``, ``test`` (both from the family's prior) or ``shifted``.
 
     Returns the family to evaluate with (for ``shifted``, the one whose prior moved) and its tasks. The first 100
@@ -73,7 +74,7 @@ def split(family: TaskFamily, name: str, tasks: int) -> tuple[TaskFamily, Any]:
     """
     require(name in SPLITS, "split", name, f"one of {', '.join(SPLITS)}")
     moved = family.shifted() if name == "shifted" else family
-    return moved, sample_tasks(moved, tasks, Generator().manual_seed(_SPLIT_SEEDS[name]))
+    return moved, sample_tasks(moved, tasks, Generator().manual_seed(_SPLIT_SEEDS[name]), device)
 
 
 def take(tasks: Any, index: Any) -> Any:

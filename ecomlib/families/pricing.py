@@ -3,6 +3,7 @@ pricing")."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch.quasirandom import SobolEngine
 
 from .. import noise as noise_
 from . import shelf
-from .base import check, number, numbers, whole
+from .base import check, number, numbers, take, whole
 from .demand import poisson_inverse
 from .priors import GaussianPrior, LogUniformPrior, MarketPrior
 
@@ -95,10 +96,12 @@ class LogitPricing:
 
     @property
     def horizon(self) -> int:
+        """Selling days in an episode."""
         return self.days
 
     @property
     def actions(self) -> int:
+        """Number of prices; 0 if continuous."""
         return 0 if self.continuous else len(self.markups)
 
     def tasks(self, task_id: Tensor) -> Market:
@@ -169,7 +172,7 @@ class LogitPricing:
         if self.stock is not None:
             raise ValueError(f"stock = {self.stock}: mean_reward needs a family without a stock limit (stock=None)")
         markup = self.markup(action)
-        chance = torch.sigmoid(tasks.utility[:, None] - tasks.sensitivity[:, None] * markup)
+        chance = purchase_probability(tasks, markup)
         weekday = self._weekday(torch.arange(self.days, device=action.device, dtype=chance.dtype))[:, None, None]
         return (tasks.traffic * tasks.cost)[:, None] * weekday * (markup - 1) * chance
 
@@ -196,7 +199,7 @@ class LogitPricing:
         if self.continuous:
             best = self.oracle_markup(tasks).clamp(self.markups[0], self.markups[-1])
             return self._unlimited_return(tasks, best)
-        return self.action_values(tasks)[:, 0, -1].amax(-1)
+        return self._in_chunks(tasks, lambda part: self.action_values(part)[:, 0, -1].amax(-1))
 
     def blind_return(self, tasks: Market) -> Tensor:
         """(M,) expected return of the policy that maximises the prior's mean return without learning from sales.
@@ -204,14 +207,20 @@ class LogitPricing:
         Without a stock limit this is one fixed markup, found by search over the price grid (1,000 markups if
         continuous) and 4,096 quasi-random products. With a stock limit it is the best table (day, units left) ->
         price for 256 quasi-random products, up to a local optimum (``families.shelf.best_table``). Such a table may
-        use what is left, as physical state, so it adapts a little without meaning to.
+        use what is left, as physical state, so it adapts a little without meaning to. The search takes seconds for 60
+        units and about a minute for 200; its result is kept while Python runs.
         """
         policy = blind_policy(self)
         if self.continuous:
             return self._unlimited_return(tasks, policy.to(tasks.cost).expand_as(tasks.cost))
-        return self.action_values(tasks, policy.to(tasks.cost.device))[:, 0, -1].gather(
-            -1, policy[0, -1].to(tasks.cost.device).expand(len(tasks.cost), 1)
-        )[:, 0]
+        policy = policy.to(tasks.cost.device)
+        return self._in_chunks(tasks, lambda part: self.action_values(part, policy)[:, 0, -1, policy[0, -1]])
+
+    def _in_chunks(self, tasks: Market, function: Callable[[Market], Tensor]) -> Tensor:
+        """``function`` of a few tasks at a time: a day of the recursion holds stock^2 numbers for each."""
+        size = max(1, 20_000_000 // ((self.stock or 0) + 1) ** 2)
+        parts = [function(take(tasks, slice(i, i + size))) for i in range(0, len(tasks.id), size)]
+        return torch.cat(parts)
 
     def _unlimited_return(self, tasks: Market, markup: Tensor) -> Tensor:
         multipliers = sum(self.weekday[day % len(self.weekday)] for day in range(self.days))

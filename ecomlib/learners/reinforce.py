@@ -59,8 +59,9 @@ class Reinforce:
         products that sell 100. Raises ``FloatingPointError`` naming task and iteration if a gradient is not finite.
         """
         config, policy = self.config, self.policy
-        generator = Generator(device=tasks.id.device).manual_seed(seed)
-        parameters = per_task(policy.initial(generator), len(tasks.id))
+        # On the CPU whatever the device, so that a seed starts from the same parameters everywhere.
+        start = policy.initial(Generator().manual_seed(seed))
+        parameters = per_task([p.to(tasks.id.device) for p in start], len(tasks.id))
         optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
         curve = []
         for iteration in tqdm(range(config.iterations), desc="REINFORCE", unit="step", disable=not progress):
