@@ -31,13 +31,21 @@ def test_score_is_a_ratio_of_means(returns):
 
 
 def test_score_weights_tasks_by_what_there_is_to_gain(returns):
-    """(eq-score-weights): weights sum to 1 and reproduce the score; equal weights do not."""
+    """(eq-score-weights): both terms reproduce the score; neither the first alone nor equal weights do."""
     value, blind, oracle = returns
-    weight = (oracle - blind) / (oracle - blind).sum()
-    per_task = np.array([normalised_score([v], [b], [o]) for v, b, o in zip(value, blind, oracle)])
-    assert abs(weight.sum() - 1) < 1e-12
-    assert abs(normalised_score(*returns) - weight @ per_task) < 1e-10
-    assert abs(normalised_score(*returns) - per_task.mean()) > 1
+    oracle = oracle.copy()
+    oracle[:7] = blind[:7]  # nothing to gain on these
+    gain = oracle - blind
+    some = gain > 0
+    weight = gain / gain.sum()
+    per_task = np.array([normalised_score([v], [b], [o]) for v, b, o in zip(value[some], blind[some], oracle[some])])
+    first = weight[some] @ per_task
+    second = (value - blind)[~some].sum() / gain.sum()
+    score = normalised_score(value, blind, oracle)
+    assert (~some).sum() == 7 and abs(weight.sum() - 1) < 1e-12
+    assert abs(score - (first + second)) < 1e-10
+    assert abs(score - first) > 1e-3
+    assert abs(score - per_task.mean()) > 1
 
 
 def test_trial_return_by_enumeration():
