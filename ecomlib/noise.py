@@ -83,3 +83,10 @@ def uniform(
     word = _absorb(key, torch.arange(size, device=task_id.device))
     bits = _BITS[dtype]
     return (_shift_right(word, 64 - bits).to(dtype) + 0.5) * 2.0**-bits
+
+
+def inverse_transform(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Index drawn from ``probabilities`` (..., K) with one uniform (...): the first whose cumulative probability
+    exceeds it."""
+    below = probabilities.cumsum(-1) <= uniform[..., None]
+    return below.sum(-1).clamp(max=probabilities.shape[-1] - 1)

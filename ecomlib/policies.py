@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from .families.base import check, number, whole
+from .noise import inverse_transform
 
 
 class _MLP:
@@ -93,13 +94,6 @@ class GaussianMLP(_MLP):
 
 Policy = CategoricalMLP | GaussianMLP
 """Any policy of this module."""
-
-
-def inverse_transform(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Index drawn from ``probabilities`` (..., K) with one uniform (...): the first whose cumulative probability
-    exceeds it."""
-    below = probabilities.cumsum(-1) <= uniform[..., None]
-    return below.sum(-1).clamp(max=probabilities.shape[-1] - 1)
 
 
 def per_task(parameters: list[Tensor], tasks: int) -> list[Tensor]:

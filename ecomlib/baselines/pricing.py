@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..families.pricing import LogitPricing, blind_policy, purchase_probability
-from ..policies import inverse_transform
+from ..noise import inverse_transform
 
 
 class ParticlePosterior:

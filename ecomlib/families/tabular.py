@@ -256,7 +256,7 @@ class ShopMDP:
 
     def reset(self, tasks: TabularTasks, episodes: int, noise: Tensor) -> TabularState:
         """Every session starts where ``start`` says, by inverse transform."""
-        state = _draw(tasks.start[:, None].expand(-1, episodes, -1), noise[..., 0])
+        state = noise_.inverse_transform(tasks.start[:, None].expand(-1, episodes, -1), noise[..., 0])
         return TabularState(state, torch.zeros_like(state))
 
     def observe(self, tasks: TabularTasks, state: TabularState) -> Tensor:
@@ -269,7 +269,7 @@ class ShopMDP:
     ) -> tuple[TabularState, Tensor, Tensor]:
         """One step of the session. ``action`` (M, N) int64 indexes ``ACTIONS``."""
         task = torch.arange(len(tasks.id), device=action.device)[:, None].expand_as(action)
-        following = _draw(tasks.transition[task, state.state, action], noise[..., 0])
+        following = noise_.inverse_transform(tasks.transition[task, state.state, action], noise[..., 0])
         reward = tasks.reward[task, state.state, action, following]
         time = state.time + 1
         done = (time >= self.horizon) | (following >= STATES.index("bought"))
@@ -283,11 +283,6 @@ class ShopMDP:
         """(M,) exact expected return of ``blind_plan``, the table (step, state) -> action that is best for the
         prior."""
         return _plan_return(tasks, blind_plan(self).to(tasks.start.device))
-
-
-def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    below = probabilities.cumsum(-1) <= uniform[..., None]
-    return below.sum(-1).clamp(max=probabilities.shape[-1] - 1)
 
 
 def _plan_return(tasks: TabularTasks, plan: Tensor) -> Tensor:
