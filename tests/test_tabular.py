@@ -186,6 +186,14 @@ def test_blind_plan_is_the_best_of_all_plans():
     assert shop.blind_return(prior).mean().item() == pytest.approx(best, rel=1e-12)
 
 
+def test_blind_plan_uses_the_time():
+    """On the default shop the best plan is worth clearly more than the best rule that ignores the step."""
+    shop = ShopMDP()
+    prior = shop.prior_sample(1024)
+    rules = [rule_return(shop, prior, rule).mean().item() for rule in product(range(3), repeat=3)]
+    assert shop.blind_return(prior).mean().item() > 1.03 * max(rules)
+
+
 def test_blind_return_against_simulation():
     """The plan's exact returns on 20 shoppers against 20,000 sessions of each."""
     shop = ShopMDP()
