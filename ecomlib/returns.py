@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,52 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_
     """
     following = torch.cat((value[1:] * mask[1:], torch.zeros_like(value[:1])))
     return reward_to_go((reward + discount * following - value) * mask, discount * gae_lambda) * mask
+
+
+def standardise(advantage: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 over the steps of each task, (T, M, N): one step size then serves tasks whose
+    rewards differ a hundredfold. Biases the gradient's length, not (much) its direction."""
+    count = mask.sum((0, -1), keepdim=True).clamp(min=1)
+    centred = (advantage - (advantage * mask).sum((0, -1), keepdim=True) / count) * mask
+    spread = ((centred**2).sum((0, -1), keepdim=True) / count).sqrt()
+    return centred / (spread + 1e-8)
+
+
+def per_transition(advantage: Tensor, mask: Tensor) -> Tensor:
+    """Rescaled so that a surrogate's mean over episodes of a sum over steps becomes its mean over *steps*, (T, M, N):
+    the convention of rllab (Duan et al. 2016, benchmarking), to which published inner step sizes refer."""
+    return advantage * (mask.shape[-1] / mask.sum((0, -1), keepdim=True).clamp(min=1))
+
+
+Advantage = Callable[[Trajectories], Tensor]
+"""Trajectories -> advantages (T, M, N)."""
+
+
+def leave_one_out_advantage(discount: float = 1.0, standardised: bool = False) -> Advantage:
+    """Reward to go less the mean of the task's other episodes; unbiased. Needs at least 2 episodes of each task."""
+
+    def advantage(data: Trajectories) -> Tensor:
+        value = leave_one_out(reward_to_go(data.reward * data.mask, discount)) * data.mask
+        return standardise(value, data.mask) if standardised else value
+
+    return advantage
+
+
+def linear_feature_advantage(
+    discount: float = 1.0, gae_lambda: float = 1.0, standardised: bool = True, transitions: bool = True
+) -> Advantage:
+    """GAE on a ``LinearFeatureBaseline`` fitted, in double precision, to the same episodes, as rllab does; then
+    ``standardise`` and ``per_transition``."""
+
+    def advantage(data: Trajectories) -> Tensor:
+        # Powers of time and ridge 1e-5: single precision would not do.
+        exact = Trajectories(*(x.double() if x.is_floating_point() else x for x in data))
+        value = LinearFeatureBaseline().fit(exact, discount).predict(exact)
+        result = gae(exact.reward, value, exact.mask, discount, gae_lambda)
+        result = standardise(result, exact.mask) if standardised else result
+        return (per_transition(result, exact.mask) if transitions else result).to(data.reward.dtype)
+
+    return advantage
 
 
 class LinearFeatureBaseline:

@@ -83,9 +83,11 @@ def rollout(
     with torch.no_grad():
         state = family.reset(tasks, episodes, draw(family.horizon, noise_.FAMILY, family.noise_size))
         alive, steps = torch.ones(len(tasks.id), episodes, device=tasks.id.device), []
+        memory = None
         for time in range(family.horizon):
             observation = family.observe(tasks, state)
-            action, log_prob = policy.sample(parameters, observation, draw(time, noise_.POLICY, policy.noise_size))
+            luck = draw(time, noise_.POLICY, policy.noise_size)
+            action, log_prob, memory = policy.act(parameters, observation, luck, memory)
             state, reward, done = family.step(tasks, state, action, draw(time, noise_.FAMILY, family.noise_size))
             steps.append((observation, action, log_prob, reward * alive, alive))
             alive = alive * ~done

@@ -123,7 +123,7 @@ def test_first_policy_is_nearly_uniform(generator):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: CategoricalMLP((3,)), lambda: CategoricalMLP((3, 0)), lambda: GaussianMLP((3, 2))]
+    "make", [lambda: CategoricalMLP((3,)), lambda: CategoricalMLP((3, 0)), lambda: GaussianMLP((3,))]
 )
 def test_bad_sizes_are_named(make):
     with pytest.raises(ValueError, match="sizes"):

@@ -60,7 +60,7 @@ FIELDS = [
     (reinforce.ReinforceConfig, ("learning_rate",), (*NOT_NUMBERS, 0)),
     (reinforce.ReinforceConfig, ("discount",), (*NOT_NUMBERS, 1.1)),
     (CategoricalMLP, ("sizes",), (*NOT_TUPLES, (6, 2.5, 11), (6, 3.0), (6,), (6, 0))),
-    (continuous, ("sizes",), (*NOT_TUPLES, (6, 2))),
+    (continuous, ("sizes",), (*NOT_TUPLES, (6,), (6, 0))),
     (continuous, ("initial_mean", "initial_std"), NOT_NUMBERS),
     (continuous, ("initial_std",), (0.0, -1.0)),
     (PanelSelection, ("first_week", "last_week", "minimum_weeks", "minimum_units"), NOT_WHOLE),
