@@ -37,6 +37,11 @@ class Policy:
         return self.network.outputs(parameters, observation)
 
     @property
+    def tensors(self) -> int:
+        """Number of parameters in the list."""
+        return self.network.tensors
+
+    @property
     def head(self) -> tuple[int, ...]:
         """Indices of the parameters of the last layer: what ANIL adapts."""
         return self.network.head
@@ -134,6 +139,11 @@ class Gaussian(Policy):
         parameters[-1] = parameters[-1] + self.initial_mean
         size = (1, self.network.output_size)
         return [*parameters, torch.full(size, math.log(self.initial_std), device=generator.device)]
+
+    @property
+    def tensors(self) -> int:
+        """Number of parameters in the list, log_std included."""
+        return self.network.tensors + 1
 
     def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
         """(..., task, episode, observation) -> (..., task, episode, D), the mean; log_std may be left out."""

@@ -57,11 +57,15 @@ def low_variance_curvature(policy: Policy, parameters: list[Tensor], data: Traje
 
 
 def dice(policy: Policy, parameters: list[Tensor], data: Trajectories, advantage: Tensor) -> Tensor:
-    """(M,) mean over episodes of sum_t (m_t - m_{t-1}) A_t with m_t = exp(sum_{k <= t} (l_k - [l_k])), l_k = log pi(a_k
-    | s_k) and [.] held constant: DiCE (Foerster et al. 2018) written with advantages (Loaded DiCE with lambda = 1,
-    Farquhar et al. 2019). Its derivatives of every order are unbiased for those of the expected return."""
-    log_prob = policy.log_prob(parameters, data.observation, data.action) * data.mask
-    magic = (log_prob - log_prob.detach()).cumsum(0).exp()
+    """(M,) mean over episodes of sum_t (m_t - m_{t-1}) A_t, with m_t = prod_{k <= t} pi(a_k | s_k) / pi_old(a_k | s_k):
+    DiCE (Foerster et al. 2018) written with advantages (Loaded DiCE with lambda = 1, Farquhar et al. 2019).
+
+    Its derivatives of every order at the parameters that acted are unbiased for those of the expected return. The
+    constant in the denominator is the acting policy's probability, as in ``ratio``, so that the surrogate is a function
+    of the parameters elsewhere too; DiCE's "magic box" holds the current one constant, with the same derivatives there.
+    """
+    log_prob = policy.log_prob(parameters, data.observation, data.action)
+    magic = ((log_prob - data.log_prob) * data.mask).cumsum(0).exp()
     before = torch.cat((torch.ones_like(magic[:1]), magic[:-1]))
     return ((magic - before) * advantage.detach() * data.mask).sum(0).mean(-1)
 

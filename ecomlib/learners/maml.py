@@ -1,0 +1,197 @@
+"""MAML for reinforcement learning (Finn, Abbeel and Levine 2017) with three outer steps: RL-MAML (REINFORCE), PPO-MAML
+and TRPO-MAML. Chapter "Meta-reinforcement learning".
+
+An iteration of ``meta_train``: for k = 0, ..., K collect fresh episodes D_k of every task with phi_k, and adapt phi_k
+to phi_(k+1) on them; then improve theta by one outer step on all of it. Outer steps are in ``outer.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ..families.base import TaskFamily, check, number, sample_tasks, whole
+from ..policies import Policy
+from ..returns import Advantage, leave_one_out_advantage
+from ..rollout import Trajectories, rollout
+from ..surrogates import sampling_term
+from .adaptation import Inner, adapt
+from .meta import MetaLearner, MetaObjective, OuterStep, iteration_generator, split_meta
+
+Collect = Callable[[TaskFamily, Any, Policy, list[Tensor], int, int], Trajectories]
+"""(family, tasks, policy, parameters, seed, episode) -> fresh episodes: whatever a merchant would pay for."""
+
+
+class Stage(NamedTuple):
+    """Episodes collected by phi_k, as a learner uses them."""
+
+    data: Trajectories
+    advantage: Tensor  # (T, M, N)
+    score: Tensor  # (M,), return after adaptation less that of the other tasks; used by the sampling term only
+
+
+@dataclass(frozen=True)
+class MAMLConfig:
+    """What an iteration of meta-training consists of."""
+
+    tasks: int = 20
+    """Tasks of an iteration."""
+    episodes: int = 20
+    """Episodes of each task and stage; every one is paid for by the merchant."""
+    stage_weights: tuple[float, ...] | None = None
+    """How much the return of phi_0, ..., phi_K counts; None counts the last one alone."""
+    advantage: Advantage = leave_one_out_advantage()
+    """Trajectories -> advantages, of support and query."""
+    collect: Collect | None = None
+    """How episodes are collected; None is ``episodes`` whole episodes of every task."""
+    sampling: bool = False
+    """E-MAML: also follow the gradient through the chance of the support episodes (``surrogates.sampling_term``)."""
+    chunk: int | None = None
+    """Tasks differentiated at a time: memory grows with this number; None is all."""
+
+    def __post_init__(self):
+        check(self, "tasks", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "episodes", lambda x: whole(x, 1), "a whole number >= 1")
+        weights = lambda x: isinstance(x, tuple) and all(number(w) and w >= 0 for w in x) and any(x)
+        check(self, "stage_weights", lambda x: x is None or weights(x), "None, or numbers >= 0, not all 0")
+        check(self, "advantage", callable, "a function of Trajectories")
+        check(self, "collect", lambda x: x is None or callable(x), "None or a function")
+        check(
+            self,
+            "sampling",
+            lambda x: isinstance(x, bool) and not (x and self.tasks < 2),
+            "True (with tasks >= 2) or False",
+        )
+        check(self, "chunk", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
+
+
+class MAML(MetaLearner):
+    """A policy that adapts by policy gradients, and the initial parameters that make it adapt well.
+
+    >>> learner = MAML(CategoricalMLP((6, 3)), Inner(lr=0.5), PPOStep())
+    >>> trained = learner.meta_train(ShopMDP(), seed=0, iterations=50)
+    >>> phi, support = learner.train_task(trained.meta, family, tasks, seed=1)
+    >>> learner.evaluate_task(phi[-1], family, tasks, seed=1).returns
+    """
+
+    def __init__(self, policy: Policy, inner: Inner, outer: OuterStep, config: MAMLConfig | None = None):
+        self.policy, self.inner, self.outer, self.config = policy, inner, outer, config or MAMLConfig()
+        weights = self.config.stage_weights or (0.0,) * inner.steps + (1.0,)
+        if len(weights) != inner.steps + 1:
+            raise ValueError(
+                f"MAMLConfig.stage_weights = {weights!r}; allowed: inner.steps + 1 = {inner.steps + 1} numbers"
+            )
+        self.stage_weights = weights
+        self.name = f"{outer.name}-MAML"
+
+    def initial(self, generator: Generator) -> list[Tensor]:
+        """The policy's initial parameters, then step sizes where they are learned."""
+        theta = self.policy.initial(generator)
+        return theta + (self.inner.step_sizes(theta) if self.inner.learn_lr else [])
+
+    def loss(self, parameters: list[Tensor], stage: Stage) -> Tensor:
+        """(M,) inner loss: the surrogate's negative."""
+        return -self.inner.surrogate(self.policy, parameters, stage.data, stage.advantage)
+
+    def collect(self, family: TaskFamily, tasks: Any, parameters: list[Tensor], seed: int, episode: int) -> Stage:
+        """Fresh episodes under ``parameters``, shared or one set per task, and their advantages."""
+        parameters = [p.detach() for p in parameters]
+        if self.config.collect is not None:
+            data = self.config.collect(family, tasks, self.policy, parameters, seed, episode)
+        else:
+            data = rollout(family, tasks, self.policy, parameters, self.config.episodes, seed, episode)
+        return Stage(data, self.config.advantage(data), torch.zeros_like(data.reward[0, :, 0]))
+
+    def train_task(
+        self,
+        meta: list[Tensor],
+        family: TaskFamily,
+        tasks: Any,
+        seed: int,
+        steps: int | None = None,
+        episode: int = 0,
+        guard: bool = False,
+    ) -> tuple[list[list[Tensor]], list[Stage]]:
+        """Adapt to M tasks: collect, step, collect with the result, step, ...
+
+        Returns [phi_0, ..., phi_K] and the K support sets. ``episode`` numbers the first round of episodes, so that
+        further calls meet fresh luck. A task that diverges is left to (its parameters are then not finite: count it
+        when evaluating), unless ``guard``.
+        """
+        theta, step_sizes = split_meta(self.inner, [p.detach() for p in meta])
+        adapts, phi, support = self.inner.adapts(theta), [theta], []
+        for step in range(steps or self.inner.steps):
+            support.append(self.collect(family, tasks, phi[-1], seed, episode + step))
+            alone = replace(self.inner, steps=1, lr=self.inner.rate(step))
+            start = {"step_sizes": step_sizes, "shared": step == 0, "create_graph": False, "guard": guard}
+            stages = adapt(self.loss, alone, phi[-1], support[-1:], len(tasks.id), **start)
+            phi.append([p.detach() for p in stages[-1]])
+        phi[0] = [p.expand(len(tasks.id), *p.shape) if i in adapts else p for i, p in enumerate(theta)]
+        return phi, support
+
+    def evaluate_task(
+        self, parameters: list[Tensor], family: TaskFamily, tasks: Any, seed: int, episode: int = 1_000
+    ) -> Trajectories:
+        """Fresh episodes of every task under its own adapted parameters: the query. ``episode`` must not be one of the
+        support's."""
+        return self.collect(family, tasks, parameters, seed, episode).data
+
+    def objective(self, source: TaskFamily, meta: list[Tensor], seed: int, iteration: int) -> MetaObjective:
+        """Draw tasks, collect D_0, ..., D_K with phi_0, ..., phi_K, and hand them to the outer step."""
+        generator = iteration_generator(seed, iteration)
+        tasks = sample_tasks(source, self.config.tasks, generator, str(meta[0].device))
+        first = iteration * (self.inner.steps + 1)
+        phi, stages = self.train_task(meta, source, tasks, seed, episode=first, guard=True)
+        stages = [*stages, self.collect(source, tasks, phi[-1], seed, first + self.inner.steps)]
+        if self.config.sampling:
+            stages = _scored(stages, self.stage_weights)
+        return PolicyObjective(self, stages)
+
+
+class PolicyObjective(MetaObjective):
+    """The meta-objective of a policy, with what a trust region asks of it."""
+
+    def __init__(self, learner: MAML, stages: Sequence[Stage]):
+        self.policy = learner.policy
+        super().__init__(
+            learner.inner,
+            learner.loss,
+            stages,
+            learner.stage_weights,
+            stages[0].data.reward.shape[1],
+            _take_tasks,
+            learner.config.chunk,
+            self._sampling_loss if learner.config.sampling else None,
+        )
+
+    def _sampling_loss(self, phi: Sequence[list[Tensor]], stages: Sequence[Stage]) -> Tensor:
+        """(M,) E-MAML's term for every support set, each under the parameters that collected it, negated."""
+        terms = [sampling_term(self.policy, p, stage.data, stage.score) for p, stage in zip(phi, stages[:-1])]
+        return -torch.stack(terms).sum(0)
+
+    def mean_return(self) -> list[float]:
+        """Mean return of the episodes of each stage."""
+        return [stage.data.returns.sum().item() / stage.data.mask[0].sum().item() for stage in self.stages]
+
+
+def _take_tasks(stage: Stage, part: slice) -> Stage:
+    return Stage(Trajectories(*(x[:, part] for x in stage.data)), stage.advantage[:, part], stage.score[part])
+
+
+def _scored(stages: Sequence[Stage], weights: Sequence[float]) -> list[Stage]:
+    """Each support set scored by the weighted returns of all stages after it, less their mean over the *other* tasks,
+    which does not depend on this task's support."""
+    returns = torch.stack([_episode_mean(stage.data) for stage in stages])  # (K + 1, M)
+    others = (returns.sum(-1, keepdim=True) - returns) / (returns.shape[-1] - 1)
+    weighted = (returns - others) * returns.new_tensor(weights)[:, None]
+    after = weighted.flip(0).cumsum(0).flip(0) - weighted
+    return [stage._replace(score=score) for stage, score in zip(stages, after)]
+
+
+def _episode_mean(data: Trajectories) -> Tensor:
+    """(M,) mean return of the episodes that count."""
+    return data.returns.sum(-1) / data.mask[0].sum(-1)
