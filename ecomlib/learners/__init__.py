@@ -1,6 +1,5 @@
 """Learning algorithms, one file each."""
 
-from .ppo import PPO, PPOConfig, clipped_surrogate
 from .adaptation import Inner
 from .first_order import ReptileStep
 from .maml import MAML, MAMLConfig
@@ -10,7 +9,6 @@ from .ppo import PPO, PPOConfig
 from .reinforce import Reinforce, ReinforceConfig
 from .supervised import SupervisedMAML
 from .trpo import TRPO, TRPOConfig
-from .trpo import TRPO, TRPOConfig, trust_region_step
 
 __all__ = [
     "MAML",
@@ -29,13 +27,4 @@ __all__ = [
     "SupervisedMAML",
     "TRPOConfig",
     "TRPOStep",
-]
-    "PPO",
-    "PPOConfig",
-    "Reinforce",
-    "ReinforceConfig",
-    "TRPO",
-    "TRPOConfig",
-    "clipped_surrogate",
-    "trust_region_step",
 ]
