@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import noise as noise_
-from .families.base import TaskFamily, require, whole
+from .families.base import TaskFamily, require, take, whole
 from .policies import Policy
 
 
@@ -92,6 +93,95 @@ def rollout(
             steps.append((observation, action, log_prob, reward * alive, alive))
             alive = alive * ~done
     return Trajectories(*map(torch.stack, zip(*steps)))
+
+
+def rollout_transitions(
+    family: TaskFamily,
+    tasks: Any,
+    policy: Policy,
+    parameters: list[Tensor],
+    transitions: int,
+    seed: int,
+    episode: int = 0,
+) -> Trajectories:
+    """Whole episodes of every task until it has at least ``transitions`` steps, without gradient.
+
+    The rule of rllab (Duan et al. 2016), where a batch is counted in transitions: where episodes get shorter as a
+    policy learns, a task gets more of them. Episodes count in the order of their replica number, and are those of
+    ``rollout`` with the same numbers (counting whichever ends first would prefer short ones); the first that reaches
+    the budget is the last. N is the largest number that any task needs: the spare episodes of the others have ``mask``
+    and ``reward`` 0 throughout, so an episode counts where ``mask[0]`` is 1. What a policy saw and did where ``mask``
+    is 0 is not kept. ``parameters`` with three axes are one per task, with two shared.
+    """
+    require(whole(transitions, 1), "transitions", transitions, "a whole number >= 1")
+    count, device = len(tasks.id), tasks.id.device
+    short = torch.arange(count, device=device)  # tasks below the budget
+    total, episodes, block, blocks = torch.zeros(count, device=device), 0, math.ceil(transitions / family.horizon), []
+    while len(short):
+        own = [p[short] if p.dim() > 2 else p for p in parameters]
+        data = _rollout_compacted(
+            family, take(tasks, short), policy, own, range(episodes, episodes + block), seed, episode
+        )
+        blocks.append([x.new_zeros(len(x), count, *x.shape[2:]).index_copy_(1, short, x) for x in data])
+        total[short] += data.mask.sum((0, 2)).to(total)
+        episodes += block
+        short = (total < transitions).nonzero()[:, 0]
+        if len(short):  # as many more as the task that needs most has to play, judged by its episodes so far
+            block = math.ceil(1.05 * ((transitions - total) * episodes / total)[short].max().item())
+    data = Trajectories(*(torch.cat(fields, 2) for fields in zip(*blocks)))
+    length = data.mask.sum(0)
+    counts = (length.cumsum(-1) - length < transitions) * data.mask[0]
+    used = int(counts.sum(-1).max().item())
+    data = data._replace(mask=data.mask * counts, reward=data.reward * counts)
+    return Trajectories(*(x[:, :, :used] for x in data))
+
+
+def _rollout_compacted(
+    family: TaskFamily,
+    tasks: Any,
+    policy: Policy,
+    parameters: list[Tensor],
+    replicas: range,
+    seed: int,
+    episode: int,
+    every: int = 8,
+) -> Trajectories:
+    """What ``rollout`` plays with these replica numbers, less what comes after an episode's end: every few steps the
+    episodes that still last are moved together, and only those are played on."""
+    device, count = tasks.id.device, len(tasks.id)
+    row = torch.arange(count, device=device)[:, None]
+    column = torch.arange(len(replicas), device=device).expand(count, -1)  # where each episode being played is stored
+
+    def draw(time: int | Tensor, stream: int, size: int) -> Tensor:
+        return noise_.uniform(seed, tasks.id, column + replicas.start, episode, time, stream, size)
+
+    kept: Trajectories | None = None
+    with torch.no_grad():
+        state = family.reset(tasks, len(replicas), draw(family.horizon, noise_.FAMILY, family.noise_size))
+        alive, memory = torch.ones(count, len(replicas), device=device), None
+        for time in range(family.horizon):
+            if time % every == 0:
+                lasting = int(alive.sum(-1).max().item())
+                if lasting == 0:
+                    break
+                if lasting < alive.shape[1]:
+                    chosen = row, alive.argsort(dim=1, descending=True, stable=True)[:, :lasting]
+                    state = type(state)(*(x[chosen] for x in state))
+                    alive, column, memory = (None if x is None else x[chosen] for x in (alive, column, memory))
+                times = torch.arange(time, time + every, device=device)
+                choice = torch.vmap(lambda t: draw(t, noise_.POLICY, policy.noise_size))(times)
+                chance = torch.vmap(lambda t: draw(t, noise_.FAMILY, family.noise_size))(times)
+            observation = family.observe(tasks, state)
+            action, log_prob, memory = policy.act(parameters, observation, choice[time % every], memory)
+            state, reward, done = family.step(tasks, state, action, chance[time % every])
+            step = Trajectories(observation, action, log_prob, reward * alive, alive)
+            if kept is None:
+                shape = (family.horizon, count, len(replicas))
+                kept = Trajectories(*(x.new_zeros(*shape, *x.shape[2:]) for x in step))
+            for all_steps, now in zip(kept, step):
+                all_steps[time, row, column] = now
+            alive = alive * ~done
+    return kept
 
 
 def trial(

@@ -2,14 +2,17 @@
 task."""
 
 from .base import TaskFamily, sample_tasks, split, take
+from .navigation import Goals, PointNavigation
 from .pricing import GaussianPrior, LogitPricing, LogUniformPrior, Market
 from .tabular import ShopMDP, TabularTasks
 
 __all__ = [
     "GaussianPrior",
+    "Goals",
     "LogUniformPrior",
     "LogitPricing",
     "Market",
+    "PointNavigation",
     "ShopMDP",
     "TabularTasks",
     "TaskFamily",
