@@ -138,6 +138,29 @@ class GRU:
         return (1 - update) * candidate + update * memory
 
 
+class Context:
+    """A network with ``size`` extra inputs that are parameters, the first of the list, (1, size), started at 0.
+
+    Adapt them alone (``Inner(adapted=(0,))``) and this is CAVIA (Zintgraf et al. 2019): few numbers describe a task.
+    """
+
+    def __init__(self, network: Network, size: int):
+        """``network`` takes an observation and ``size`` numbers more."""
+        require(whole(size, 1), "Context.size", size, "a whole number >= 1")
+        self.network, self.size = network, size
+        self.output_size, self.tensors = network.output_size, network.tensors + 1
+        self.head = tuple(i + 1 for i in network.head)
+
+    def initial(self, generator: Generator) -> list[Tensor]:
+        """Zeros, then the network's."""
+        return [torch.zeros(1, self.size, device=generator.device), *self.network.initial(generator)]
+
+    def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
+        """(..., task, episode, observation) -> (..., task, episode, output)."""
+        context = parameters[0].expand(*observation.shape[:-1], self.size)
+        return self.network.outputs(parameters[1:], torch.cat((observation, context), -1))
+
+
 class Module:
     """Any ``torch.nn.Module`` that maps (..., observation) to (..., output), as a network of this library.
 

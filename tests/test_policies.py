@@ -1,13 +1,23 @@
 """Policies as pure functions: normalised, sampled with the right frequencies, shared or one per task."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
-from torch.distributions import Categorical, Normal
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+    kl_divergence,
+)
 
-from ecomlib.policies import CategoricalMLP, GaussianMLP, inverse_transform, per_task
+from ecomlib.networks import MLP
+from ecomlib.policies import CategoricalMLP, GaussianMLP, PlackettLuce, SquashedGaussian, inverse_transform, per_task
 
 
 @pytest.fixture
@@ -133,3 +143,113 @@ def test_bad_sizes_are_named(make):
 def test_bad_spread_is_named():
     with pytest.raises(ValueError, match="initial_std = 0"):
         GaussianMLP((3, 1), initial_std=0.0)
+
+
+# ------------------------------------------------------------------------------------------- vectors and slates
+def test_vector_action_has_the_sum_of_its_log_densities(generator):
+    policy = GaussianMLP((3, 8, 2), initial_std=0.4)
+    parameters = [p + 0.3 * torch.randn(p.shape, generator=generator) for p in policy.initial(generator)]
+    observation = torch.randn(5, 2, 6, 3, generator=generator)
+    normal = Normal(policy.outputs(parameters, observation), parameters[-1].exp())
+    action = torch.randn(5, 2, 6, 2, generator=generator)
+    found = policy.log_prob(parameters, observation, action)
+    assert torch.allclose(found, normal.log_prob(action).sum(-1), atol=1e-12)
+    drawn, log_prob = policy.sample(parameters, observation[0], torch.rand(2, 6, 2, generator=generator))
+    assert drawn.shape == (2, 6, 2)
+    assert torch.allclose(log_prob, policy.log_prob(parameters, observation[0], drawn), atol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_squashed_density_is_that_of_the_transformed_normal(outputs, generator):
+    policy = SquashedGaussian(MLP((3, 8, outputs)), low=-1.0, high=3.0, initial_std=0.7)
+    parameters = [p + 0.3 * torch.randn(p.shape, generator=generator) for p in policy.initial(generator)]
+    observation = torch.randn(2, 6, 3, generator=generator)
+    noise = torch.rand(2, 6, outputs, generator=generator)
+    action, log_prob = policy.sample(parameters, observation, noise)
+    assert (action > -1).all() and (action < 3).all()
+    normal = Normal(policy.outputs(parameters, observation), parameters[-1].exp())
+    transforms = [TanhTransform(), AffineTransform(1.0, 2.0)]
+    reference = Independent(TransformedDistribution(normal, transforms), 1)
+    full = action[..., None] if outputs == 1 else action
+    assert torch.allclose(log_prob, reference.log_prob(full), atol=1e-9)
+    edge = policy.log_prob(parameters, observation, torch.full_like(action, 3.0))
+    assert edge.isfinite().all()
+
+
+def test_kl_is_that_of_torch(generator):
+    observation = torch.randn(5, 2, 6, 3, generator=generator)
+    policy = GaussianMLP((3, 8, 2))
+    old, new = ([torch.randn(p.shape, generator=generator) for p in policy.initial(generator)] for _ in range(2))
+    normal = lambda p: Independent(Normal(policy.outputs(p, observation), p[-1].exp()), 1)
+    found = policy.kl(policy.distribution(old, observation), policy.distribution(new, observation))
+    assert torch.allclose(found, kl_divergence(normal(old), normal(new)), atol=1e-10)
+
+    policy = CategoricalMLP((3, 8, 4))
+    old, new = ([torch.randn(p.shape, generator=generator) for p in policy.initial(generator)] for _ in range(2))
+    choice = lambda p: Categorical(logits=policy.outputs(p, observation))
+    found = policy.kl(policy.distribution(old, observation), policy.distribution(new, observation))
+    assert torch.allclose(found, kl_divergence(choice(old), choice(new)), atol=1e-12)
+
+
+def all_slates(policy, parameters, observation):
+    """Every slate (S, slate) for one observation, and its log-probability (S,)."""
+    slates = torch.tensor(list(permutations(range(policy.items), policy.slate)))
+    return slates, policy.log_prob(parameters, observation.expand(1, len(slates), -1), slates[None])[0]
+
+
+def test_slates_are_plackett_luce(generator):
+    policy = PlackettLuce(MLP((2, 8, 1)), items=4, slate=2)
+    parameters = [torch.randn(p.shape, generator=generator) for p in policy.initial(generator)]
+    observation = torch.randn(1, 1, 8, generator=generator)
+    slates, log_prob = all_slates(policy, parameters, observation)
+    score = policy.outputs(parameters, observation)[0, 0]
+    for slate, found in zip(slates, log_prob):
+        chance, left = 0.0, list(range(4))
+        for item in slate.tolist():
+            chance += score[item] - torch.logsumexp(score[left], 0)
+            left.remove(item)
+        assert found == pytest.approx(chance.item(), abs=1e-12)
+    assert log_prob.exp().sum() == pytest.approx(1.0, abs=1e-12)
+
+    size = 20_000
+    noise = torch.rand(1, size, policy.noise_size, generator=generator)
+    drawn, drawn_log_prob = policy.sample(parameters, observation.expand(1, size, -1), noise)
+    again = policy.log_prob(parameters, observation.expand(1, size, -1), drawn)
+    assert torch.allclose(drawn_log_prob, again, atol=1e-12)
+    key = lambda slate: slate[..., 0] * 4 + slate[..., 1]
+    counts = torch.bincount(key(drawn[0]), minlength=16)[key(slates)]
+    assert chisquare(counts, log_prob.exp() * size).pvalue > 1e-3
+
+
+def test_kl_of_slates_is_exact_on_average(generator):
+    policy = PlackettLuce(MLP((2, 8, 1)), items=4, slate=3)
+    old, new = ([torch.randn(p.shape, generator=generator) for p in policy.initial(generator)] for _ in range(2))
+    observation = torch.randn(1, 1, 8, generator=generator)
+    slates, log_old = all_slates(policy, old, observation)
+    _, log_new = all_slates(policy, new, observation)
+    exact = (log_old.exp() * (log_old - log_new)).sum()
+    every = observation.expand(1, len(slates), -1)
+    named = [policy.distribution(p, every, slates[None]) for p in (old, new)]
+    assert torch.allclose((log_old.exp() * policy.kl(*named)[0]).sum(), exact, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SquashedGaussian(MLP((3, 1)), low=1.0, high=1.0), "SquashedGaussian.high = 1.0"),
+        (lambda: PlackettLuce(MLP((3, 1)), items=4, slate=5), "PlackettLuce.slate = 5"),
+        (lambda: PlackettLuce(MLP((3, 2)), items=4, slate=2), "output_size = 2"),
+        (lambda: GaussianMLP((3, 1), minimum_std=-1.0), "GaussianMLP.minimum_std = -1.0"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_floor_of_the_standard_deviation(generator):
+    policy = GaussianMLP((3, 1), initial_std=0.5, minimum_std=0.2)
+    parameters = policy.initial(generator)
+    parameters[-1] = torch.full_like(parameters[-1], -5.0).requires_grad_()
+    _, log_std = policy.distribution(parameters, torch.zeros(1, 1, 3))
+    assert log_std.exp().item() == pytest.approx(0.2)
