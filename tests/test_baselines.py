@@ -40,6 +40,39 @@ def test_posterior_weights_are_bayes_rule_on_the_particles(stock):
     assert np.allclose(posterior.weight[0, 0].numpy(), likelihood / likelihood.sum(), rtol=1e-8, atol=1e-14)
 
 
+@pytest.mark.parametrize("stock", [None, 60])
+def test_stores_of_a_chain_share_one_posterior(stock):
+    """(eq-stores-posterior): the pooled weights are the normalised product of what each store's days say by
+    themselves; with one store nothing changes."""
+    shelf = LogitPricing(stock=stock)
+    tasks = split(shelf, "test", 6)[1]
+    for stores in (1, 4):
+        alone, pooled = Thompson(shelf, 64), Thompson(shelf, 64, stores=True)
+        for agent in (alone, pooled):
+            agent.choose = lambda day, level, noise: (5 * noise[..., 0]).long() * 2 + day % 2  # the same for both
+            trial(shelf, tasks, agent, 1, stores, seed=3, progress=False)
+        product = alone.posterior.weight.log().sum(1, keepdim=True).softmax(-1)
+        assert pooled.posterior.weight.shape == product.shape
+        assert torch.allclose(pooled.posterior.weight, product, rtol=1e-6, atol=1e-12)
+    assert (product.amax(-1) > 0.9).any() and not torch.allclose(product[:, 0], alone.posterior.weight[:, 0], atol=0.1)
+
+
+@pytest.mark.parametrize("stock", [None, 60])
+def test_more_stores_learn_faster(stock):
+    """In the first episode already, ten stores that pool their days earn more each than one alone; and draw for draw
+    every store of a Thompson chain posts a price of its own, every store of a greedy chain the same one."""
+    shelf = LogitPricing(stock=stock)
+    _, tasks = split(shelf, "test", 200)
+    earned = {}
+    for kind in (GreedyBayes, Thompson):
+        for stores in (1, 10):
+            done = trial(shelf, tasks, kind(shelf, 256, stores=True), 1, stores, seed=0, progress=False)
+            earned[kind, stores] = done.returns.mean().item()
+        assert earned[kind, 10] > 1.02 * earned[kind, 1]
+        if stock is None:
+            assert (done.action[0] == done.action[0, :, :, :1]).all() == (kind is GreedyBayes)
+
+
 def test_posterior_concentrates_as_fast_as_the_data_allow():
     """After 40 weeks of three prices, the error of predicted demand is about its Poisson standard error."""
     shelf = LogitPricing(days=280)
@@ -155,6 +188,8 @@ def test_trial_and_agents_refuse_bad_input():
         ParticlePosterior(shelf, 1)
     with pytest.raises(ValueError, match="particles = 0"):
         Thompson(shelf, 0)
+    with pytest.raises(ValueError, match="stores = 5; allowed: True or False"):
+        Thompson(shelf, stores=5)
     with pytest.raises(ValueError, match="no stock limit"):
         EpsilonGreedy(LogitPricing(stock=5))
     with pytest.raises(ValueError, match="continuous=False"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..families.base import require
 from ..families.pricing import LogitPricing, blind_policy, purchase_probability
 from ..noise import inverse_transform
 
@@ -15,14 +16,18 @@ class ParticlePosterior:
 
     The likelihood of a day is Poisson(units | traffic x weekday x purchase probability), or, when the shelf sold out,
     the probability that demand was at least what was left. Equation (eq-posterior).
+
+    With ``stores``, the N replicas are stores of one chain that sell the same product: a day of any of them is evidence
+    for all, equation (eq-stores-posterior) of chapter "Meta-reinforcement learning".
     """
 
-    def __init__(self, family: LogitPricing, particles: int = 2048):
+    def __init__(self, family: LogitPricing, particles: int = 2048, stores: bool = False):
         if family.continuous:
             raise ValueError("ParticlePosterior needs the price grid: build the family with continuous=False")
         if not isinstance(particles, int) or particles < 2:
             raise ValueError(f"particles = {particles!r}: need a whole number, at least 2")
-        self.family, self.size = family, particles
+        require(isinstance(stores, bool), "stores", stores, "True or False")
+        self.family, self.size, self.stores = family, particles, stores
 
     def begin(self, tasks: int, episodes: int, device: torch.device) -> None:
         """Back to the prior for M tasks in N replicas."""
@@ -53,8 +58,12 @@ class ParticlePosterior:
 
     @property
     def weight(self) -> Tensor:
-        """(M, N, P) posterior probability of each particle."""
-        return torch.softmax(self.units @ self.log_rate - self.exposure @ self.rate + self.sold_out, -1)
+        """(M, N, P) posterior probability of each particle; (M, 1, P), one for all stores, with ``stores``."""
+        if not self.stores:
+            return torch.softmax(self.units @ self.log_rate - self.exposure @ self.rate + self.sold_out, -1)
+        units, exposure = self.units.sum(1, keepdim=True), self.exposure.sum(1, keepdim=True)
+        sold_out = self.sold_out.sum(1, keepdim=True) if torch.is_tensor(self.sold_out) else 0.0
+        return torch.softmax(units @ self.log_rate - exposure @ self.rate + sold_out, -1)
 
 
 class _Bayes:
@@ -62,12 +71,12 @@ class _Bayes:
 
     noise_size = 1
 
-    def __init__(self, family: LogitPricing, particles: int | None = None):
+    def __init__(self, family: LogitPricing, particles: int | None = None, stores: bool = False):
         self.family = family
         # With a stock limit a particle's table has days x (stock + 1) x actions entries: fewer are affordable.
         if particles is None:
             particles = 2048 if family.stock is None else 512
-        self.posterior = ParticlePosterior(family, particles)
+        self.posterior = ParticlePosterior(family, particles, stores)
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
         """Back to the prior, with every particle's own table of action values."""
@@ -102,8 +111,8 @@ class GreedyBayes(_Bayes):
         # Every replica of every task is on the same day, so only the shelf's level differs.
         table = self.values[:, day[0, 0]]  # (P, levels, A)
         if table.shape[1] == 1:
-            return (self.posterior.weight @ table[:, 0]).argmax(-1)
-        mean = torch.einsum("mnp,pla->mnla", self.posterior.weight, table)
+            return (self.posterior.weight @ table[:, 0]).argmax(-1).expand_as(day)
+        mean = torch.einsum("mnp,pla->mnla", self.posterior.weight, table).expand(-1, day.shape[1], -1, -1)
         return mean.gather(2, level[..., None, None].expand(-1, -1, 1, mean.shape[-1]))[:, :, 0].argmax(-1)
 
 
@@ -113,8 +122,11 @@ class Thompson(_Bayes):
     def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         """The best price (M, N) of one particle, drawn from the posterior."""
         cumulative = self.posterior.weight.cumsum(-1)
-        particle = torch.searchsorted(cumulative, noise, right=True)[..., 0].clamp(max=self.posterior.size - 1)
-        return self.best[particle, day, level]
+        if self.posterior.stores:  # one posterior, and a draw of its own for every store
+            particle = torch.searchsorted(cumulative[:, 0], noise[..., 0].contiguous(), right=True)
+        else:
+            particle = torch.searchsorted(cumulative, noise, right=True)[..., 0]
+        return self.best[particle.clamp(max=self.posterior.size - 1), day, level]
 
 
 class EpsilonGreedy:
