@@ -33,7 +33,7 @@ class PPOConfig:
     """Mean KL divergence from the old policy above which a task takes no further step on its batch; None: no limit."""
 
     def __post_init__(self):
-        check(self, "clip", lambda x: number(x, 0), "a finite number > 0")
+        check(self, "clip", lambda x: number(x, 0, 1), "a number in (0, 1)")
         check(self, "epochs", lambda x: whole(x, 1), "a whole number >= 1")
         check(self, "learning_rate", lambda x: number(x, 0), "a finite number > 0")
         check(self, "target_kl", lambda x: x is None or number(x, 0), "None or a finite number > 0")
@@ -89,7 +89,7 @@ class PPO:
         adam = adam or PerTaskAdam(parameters)
         parameters = [p.detach() for p in parameters]
         with torch.no_grad():
-            old = policy.distribution(parameters, data.observation)
+            old = policy.distribution(parameters, data.observation, data.action)
         going = torch.ones(data.reward.shape[1], dtype=torch.bool, device=data.reward.device)
         epochs = torch.zeros_like(going, dtype=torch.int64)
         for epoch in range(config.epochs):

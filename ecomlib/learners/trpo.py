@@ -156,7 +156,7 @@ def trust_region_step(
 
 def mean_kl(policy: Policy, old: tuple[Tensor, ...], parameters: list[Tensor], data: Trajectories) -> Tensor:
     """(M,) KL divergence of the policy from the distributions ``old``, mean over the visited steps of a task."""
-    divergence = policy.kl(old, policy.distribution(parameters, data.observation))
+    divergence = policy.kl(old, policy.distribution(parameters, data.observation, data.action))
     return (divergence * data.mask).sum((0, 2)) / data.mask.sum((0, 2))
 
 
@@ -183,7 +183,7 @@ class TRPO:
         """One trust-region step of every task from the episodes that ``parameters`` (M, ...) collected."""
         policy, advantage = self.policy, self.advantage(data)
         parameters = [p.detach().requires_grad_() for p in parameters]
-        old = tuple(d.detach() for d in policy.distribution(parameters, data.observation))
+        old = tuple(d.detach() for d in policy.distribution(parameters, data.observation, data.action))
 
         @torch.no_grad()
         def evaluate(candidate: list[Tensor]) -> tuple[Tensor, Tensor]:
