@@ -1,6 +1,9 @@
 """The point navigator against the published environment, its oracle and blind policy, and batches of transitions."""
 
+import argparse
+import json
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,11 +12,15 @@ import torch
 from scipy.stats import kstest
 from torch.quasirandom import SobolEngine
 
+from benchmarks import navigation
 from ecomlib.families.base import sample_tasks, split, take
 from ecomlib.families.navigation import Goals, PointNavigation
+from ecomlib.learners import MAML, Inner, MAMLConfig, PPOStep, TRPOStep
 from ecomlib.networks import GRU, MLP
 from ecomlib.policies import Gaussian, per_task
+from ecomlib.returns import linear_feature_advantage
 from ecomlib.rollout import rollout, rollout_transitions
+from ecomlib.surrogates import dice, ratio
 
 FAMILY = PointNavigation()
 POLICY = Gaussian(MLP((2, 16, 2), torch.relu), initial_std=0.7)
@@ -326,3 +333,79 @@ def test_a_recurrent_policy_keeps_its_memory(tasks):
 def test_a_budget_must_be_whole(tasks, budget):
     with pytest.raises(ValueError, match="^transitions = .*a whole number >= 1"):
         rollout_transitions(FAMILY, tasks, POLICY, drifting(tasks), budget, seed=0)
+
+
+# ------------------------------------------------------------------------------------------- meta-learning on it
+def navigator(outer, compact, budget=400):
+    config = MAMLConfig(
+        tasks=3,
+        stage_weights=(0.2, 0.4, 0.4),
+        advantage=linear_feature_advantage(0.99),
+        collect=lambda f, t, p, own, seed, episode: rollout_transitions(f, t, p, own, budget, seed, episode),
+        compact=compact,
+    )
+    return MAML(POLICY, Inner(steps=2, lr=(0.5, 0.25)), outer, config)
+
+
+@pytest.mark.parametrize("outer", [PPOStep(), TRPOStep(transitions=50)])
+def test_steps_alone_give_the_numbers_of_whole_episodes(outer):
+    """``MAMLConfig.compact`` changes shapes and speed, no gradient and no step."""
+    near = PointNavigation(outer=0.1, tolerance=0.05)  # episodes of very different lengths
+    padded, compacted = (navigator(outer, compact) for compact in (False, True))
+    meta = padded.initial(torch.Generator().manual_seed(0))
+    objectives = [learner.objective(near, meta, seed=0, iteration=0) for learner in (padded, compacted)]
+    sizes = [objective.stages[1].data.mask.numel() for objective in objectives]
+    assert (
+        sizes[1] < 0.8 * sizes[0] and objectives[1].stages[1].data.mask.sum() == objectives[0].stages[1].data.mask.sum()
+    )
+    (value, gradient), (value_, gradient_) = (
+        objective.gradient(meta, lambda phi, stage: -ratio(POLICY, phi, stage.data, stage.advantage))
+        for objective in objectives
+    )
+    assert value == pytest.approx(value_, abs=1e-10)
+    assert all(torch.allclose(g, h, rtol=1e-9, atol=1e-11) for g, h in zip(gradient, gradient_))
+    (new, _, log), (new_, _, log_) = (outer.update(objective, meta, None) for objective in objectives)
+    assert log == pytest.approx(log_, abs=1e-8)
+    assert all(torch.allclose(p, q, atol=1e-8) for p, q in zip(new, new_)) and not torch.equal(new[0], meta[0])
+
+
+def test_steps_alone_are_refused_where_whole_episodes_matter():
+    for policy, inner in ((POLICY, Inner(surrogate=dice)), (Gaussian(GRU(2, 4, 2)), Inner())):
+        with pytest.raises(ValueError, match="compact = True"):
+            MAML(policy, inner, PPOStep(), MAMLConfig(compact=True))
+
+
+TINY = navigation.Protocol(
+    iterations=12, tasks=3, transitions=150, hidden=(8,), fisher_transitions=40, test_transitions=200
+)
+
+
+@pytest.mark.parametrize("method", ["trpo", "ppo", "pretrain"])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, method):
+    whole = navigation.train(method, 5, TINY, tmp_path / "whole.pt", "cpu")
+    first = replace(TINY, iterations=10)
+    navigation.train(method, 5, first, tmp_path / "parts.pt", "cpu")
+    parts = navigation.train(method, 5, TINY, tmp_path / "parts.pt", "cpu")
+    assert all(torch.equal(p, q) for p, q in zip(whole["meta"], parts["meta"]))
+    assert [line["iteration"] for line in whole["curve"]] == [0, 10, 11]
+    assert whole["curve"][-1] == parts["curve"][-1]
+    with pytest.raises(ValueError, match="holds another run"):
+        navigation.train(method, 6, TINY, tmp_path / "parts.pt", "cpu")
+
+
+def test_result_holds_each_goal_and_the_summary_each_seed(tmp_path):
+    lines = []
+    for seed in (0, 1):
+        options = {"method": "random", "seed": seed, "checkpoint": tmp_path / "x.pt", "device": "cpu", "onednn": False}
+        found = navigation.result(argparse.Namespace(**options), TINY)
+        per_goal = torch.tensor(found["return_by_step_and_goal"])
+        assert per_goal.shape == (5, 40)
+        assert per_goal.mean(1).tolist() == pytest.approx(found["mean_return"], abs=1e-3)
+        assert found["oracle_return"] > max(found["mean_return"]) and found["share_diverged"] == [0.0] * 5
+        assert found["ratios"]["return_2_over_published"] == pytest.approx(found["mean_return"][2] / -3.33)
+        (tmp_path / f"navigation_random_{seed}.json").write_text(json.dumps(found))
+        lines.append(found["mean_return"])
+    table = navigation.summary(tmp_path).splitlines()
+    middle = next(line for line in table if line.startswith("random, mean of 2"))
+    assert f"{(lines[0][0] + lines[1][0]) / 2:.2f}" in middle
+    assert sum(line.startswith("random, seed") for line in table) == 2 and any("-3.33" in line for line in table)
