@@ -1,5 +1,6 @@
 """How good an adaptive policy is, and how surely: scores and intervals."""
 
+from ecomlib.evaluation.adaptation import AdaptationReturns, adaptation_returns
 from ecomlib.evaluation.curves import AdaptationCurves, adaptation_curves
 from ecomlib.evaluation.statistics import (
     POPULATIONS,
@@ -17,9 +18,11 @@ from ecomlib.evaluation.statistics import (
 __all__ = [
     "POPULATIONS",
     "AdaptationCurves",
+    "AdaptationReturns",
     "Interval",
     "Population",
     "adaptation_curves",
+    "adaptation_returns",
     "interquartile_mean",
     "interval_coverage",
     "normalised_score",
