@@ -54,7 +54,7 @@ class Protocol:
 
     iterations: int = 500
     """Outer steps of PPO-MAML, fixed before the published runs; the last one is tested."""
-    pretrain_iterations: int = 100
+    pretrain_iterations: int = 200
     """Outer steps of the policy for the average product, which are enough for it to settle."""
     store_episodes: int = 400
     """Episodes of an iteration and stage, over all products: products times stores."""
