@@ -78,12 +78,17 @@ class Protocol:
         return min(self.most_tasks, max(1, self.store_episodes // stores))
 
 
-class Calendar(MLP):
-    """An MLP that sees the day and its traffic multiplier. What was sold reaches the policy by adaptation alone."""
+class Calendar:
+    """A network that sees the day and its traffic multiplier only: what was sold reaches the policy by adaptation."""
+
+    def __init__(self, hidden: int):
+        self.network = MLP((2, hidden, SHELF.actions))
+        self.output_size, self.tensors, self.head = SHELF.actions, self.network.tensors, self.network.head
+        self.initial = self.network.initial
 
     def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
         """As ``MLP.outputs``."""
-        return super().outputs(parameters, observation[..., [0, 2]])
+        return self.network.outputs(parameters, observation[..., [0, 2]])
 
 
 def same_day(data: Trajectories) -> Tensor:
@@ -100,7 +105,7 @@ def same_day(data: Trajectories) -> Tensor:
 def learner(stores: int, protocol: Protocol, weights: tuple[float, float], inner: Inner) -> MAML:
     """PPO-MAML on the chain: one support episode in every store, one inner step."""
     config = MAMLConfig(tasks=protocol.tasks(stores), episodes=stores, stage_weights=weights, advantage=same_day)
-    policy = Categorical(Calendar((2, protocol.hidden, SHELF.actions)))
+    policy = Categorical(Calendar(protocol.hidden))
     return MAML(policy, inner, PPOStep(lr=protocol.lr, epochs=protocol.epochs), config)
 
 
