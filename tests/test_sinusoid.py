@@ -7,10 +7,15 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from benchmarks import sinusoid
 from ecomlib.families.base import sample_tasks, split
 from ecomlib.families.sinusoid import Sinusoid, least_squares_sine
+from ecomlib.learners.adaptation import Inner, adapt
+from ecomlib.learners.supervised import Examples
+from ecomlib.networks import MLP
 
 FAMILY = Sinusoid()
+METHOD = sinusoid.Method(Inner(lr=0.01), network=MLP((1, 8, 8, 1), torch.relu))
 
 
 def test_hidden_parameters_and_inputs_have_the_papers_distribution():
@@ -90,3 +95,45 @@ def test_bad_numbers_of_points_are_named():
         FAMILY.sample(tasks, 0, seed=0)
     with pytest.raises(ValueError, match="points = 1"):
         FAMILY.grid(tasks, 1)
+
+
+def test_seeds_in_one_batch_learn_as_they_would_alone():
+    """The long runs of benchmarks/sinusoid.py: each seed's gradient is that of ``adapt`` on its own tasks."""
+    theta, _ = sinusoid.start(METHOD, seeds=3)
+    losses = sinusoid.iterate(METHOD, theta, [], iteration=2)
+    for seed in range(3):
+        ids = torch.arange(25) + (2 * 3 + seed) * 25
+        tasks = FAMILY.tasks(ids)
+        support, query = (Examples(*FAMILY.sample(tasks, 10, 0, episode)) for episode in (0, 1))
+        alone = [p.requires_grad_() for p in METHOD.network.initial(torch.Generator().manual_seed(seed))]
+        loss = METHOD.loss(adapt(METHOD.loss, METHOD.inner, alone, [support], 25)[-1], query).mean()
+        torch.testing.assert_close(losses[seed], loss.detach(), rtol=1e-12, atol=0)
+        for p, g in zip(theta, torch.autograd.grad(loss, alone)):
+            torch.testing.assert_close(p.grad[seed], g, rtol=1e-9, atol=1e-12)
+
+
+def test_sharpness_is_the_largest_eigenvalue():
+    tasks = FAMILY.tasks(torch.arange(4))
+    generator = torch.Generator().manual_seed(0)
+    theta = [torch.stack([p, p]) for p in METHOD.network.initial(generator)]
+    theta[-2] = torch.randn(theta[-2].shape, generator=generator)
+    found = sinusoid.sharpness(METHOD, theta, tasks, iterations=300)
+    x, y = FAMILY.sample(tasks, 10, 1)
+    for seed in range(2):
+        own = [p[seed] for p in theta]
+        sizes = [p.numel() for p in own]
+        for i in range(4):
+
+            def loss(vector, own=own, i=i, sizes=sizes):
+                parameters = [part.view_as(p) for part, p in zip(vector.split(sizes), own)]
+                return METHOD.loss(parameters, Examples(x[i], y[i]))
+
+            H = torch.func.hessian(loss)(torch.cat([p.flatten() for p in own]))
+            assert found[seed, i] == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-3)
+
+
+def test_summaries_count_what_diverged():
+    error = torch.tensor([[[0.0, 1.0, 2.0, 3.0]], [[1.0, 2.0, 20.0, float("nan")]]])
+    summary = sinusoid.summary(error)
+    assert summary["median"] == [[1.0], [2.0]] and summary["diverged"] == [[0.0], [0.5]]
+    assert summary["interquartile_mean"] == [[1.5], [11.0]] and summary["mean"] == [[1.5], [None]]

@@ -1,6 +1,7 @@
 """Chapter "MAML, derived": both sides of every numbered equation, on a scalar, on quadratics, on a small network."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch.nn.utils import parameters_to_vector
 
 from ecomlib.families.sinusoid import Sinusoid, least_squares_sine
 from ecomlib.learners.adaptation import Inner, adapt, adapt_task, meta_gradient
-from ecomlib.learners.supervised import Examples, mean_squared_error
+from ecomlib.learners.first_order import ReptileStep
+from ecomlib.learners.supervised import Examples, SupervisedMAML, mean_squared_error
 from ecomlib.networks import MLP
 
 FAMILY, NETWORK, TASKS = Sinusoid(), MLP((1, 6, 1)), 4
@@ -308,6 +310,16 @@ def test_head_only(theta, data):
     assert (left - right).norm() < 1e-7 * left.norm()
 
 
+def test_reptile(theta):
+    """The library's outer step, against steps of plain descent, task by task."""
+    learner = SupervisedMAML(NETWORK, Inner(steps=3, lr=RATE), ReptileStep(lr=0.25), tasks=TASKS)
+    objective = learner.objective(FAMILY, theta, seed=0, iteration=0)
+    moved, _, _ = learner.outer.update(objective, theta, None)
+    ends = [path(theta, (objective.stages[:3], objective.stages[3]), i, 3)[0][-1] for i in range(TASKS)]
+    right = flat(theta) + 0.25 * (torch.stack(ends).mean(0) - flat(theta))
+    torch.testing.assert_close(flat(moved), right, rtol=1e-12, atol=1e-14)
+
+
 def two_batches(rate, steps):
     """Expectation, over all draws of ``steps`` mini-batches out of three, of Reptile's displacement / rate, on cubic
     losses of one parameter; and the right-hand side of the expansion without its remainder."""
@@ -354,3 +366,17 @@ def test_sine_is_linear():
     torch.testing.assert_close(y, A * b.cos() * x.sin() - A * b.sin() * x.cos(), rtol=1e-12, atol=1e-12)
     grid, value = FAMILY.grid(tasks)
     torch.testing.assert_close(least_squares_sine(x, y, grid), value, rtol=1e-9, atol=1e-9)
+
+
+def test_average_curve():
+    """What the best predictor that does not adapt answers, and its mean squared error, within 5 standard errors."""
+    tasks = FAMILY.tasks(torch.arange(100_000))
+    mean_amplitude, mean_square = (0.1 + 5) / 2, (5**3 - 0.1**3) / (3 * 4.9)
+    x = torch.tensor([-4.0, 0.0, 1.5])[:, None].expand(len(tasks.id), 3, 1)
+    values = FAMILY.value(tasks, x)[..., 0]
+    expected = -2 * mean_amplitude / math.pi * torch.tensor([-4.0, 0.0, 1.5]).cos()
+    assert ((values.mean(0) - expected).abs() < 5 * values.std(0) / len(values) ** 0.5).all()
+    x, y = FAMILY.sample(tasks, 1, seed=0)
+    errors = ((y + 2 * mean_amplitude / math.pi * x.cos()) ** 2).flatten()
+    formula = mean_square / 2 - (2 * mean_amplitude / math.pi) ** 2 * (0.5 + math.sin(10) / 20)
+    assert abs(errors.mean() - formula) < 5 * errors.std() / len(errors) ** 0.5
