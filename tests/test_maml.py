@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ecomlib.families.base import sample_tasks
+from ecomlib.families.navigation import PointNavigation
 from ecomlib.families.tabular import ShopMDP
 from ecomlib.learners import (
     MAML,
@@ -23,9 +24,10 @@ from ecomlib.learners import (
 from ecomlib.learners.adaptation import meta_gradient
 from ecomlib.learners.maml import Stage
 from ecomlib.learners.outer import adapted_fisher_vector_product, thin
+from ecomlib.learners.output_losses import of_surrogate
 from ecomlib.learners.supervised import Examples, cross_entropy_loss, mean_squared_error
 from ecomlib.networks import GRU, MLP, Module
-from ecomlib.policies import Categorical, CategoricalMLP
+from ecomlib.policies import Categorical, CategoricalMLP, GaussianMLP
 from ecomlib.returns import linear_feature_advantage, per_transition, standardise
 from ecomlib.rollout import Trajectories, rollout
 from ecomlib.surrogates import dice, log_likelihood, ratio
@@ -197,7 +199,7 @@ def test_resumed_training_is_uninterrupted_training(outer):
 def test_training_improves_adaptation():
     """On held-out shoppers, adapted policies earn more after meta-training than from the random start."""
     maml = learner(TRPOStep(TRPOConfig(radius=0.03)), lr=2.0, config=MAMLConfig(20, 20))
-    trained = maml.meta_train(SHOP, seed=0, iterations=25, progress=False)
+    trained = maml.meta_train(SHOP, seed=0, iterations=50, progress=False)
     tasks = sample_tasks(SHOP, 200, torch.Generator().manual_seed(1))
     earned = []
     for meta in (maml.initial(torch.Generator().manual_seed(0)), trained.meta):
@@ -350,3 +352,72 @@ def test_meta_sgd_finds_the_newton_step():
 
 def test_log_likelihood_is_the_default_inner_surrogate():
     assert Inner().surrogate is log_likelihood
+
+
+# ------------------------------------------------------------------------------------------- derivatives by hand
+@pytest.mark.parametrize("surrogate", [log_likelihood, ratio, dice])
+@pytest.mark.parametrize("outer", [ReinforceStep(), PPOStep(epochs=2)])
+def test_by_hand_and_autograd_take_the_same_outer_step(surrogate, outer):
+    policy = CategoricalMLP((6, 5, 4, 3))
+    results = []
+    for by_hand in (True, False):
+        config = MAMLConfig(4, 10, stage_weights=(0.2, 0.3, 0.5), by_hand=by_hand, chunk=3)
+        maml = learner(outer, policy, config, steps=2, lr=(0.7, 0.3), surrogate=surrogate)
+        objective = maml.objective(SHOP, start(maml), 0, 0)
+        assert objective.by_hand is by_hand
+        results.append(outer.update(objective, start(maml), None))
+    (new, _, log), (wanted, _, wanted_log) = results
+    for a, b in zip(new, wanted):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert log == pytest.approx(wanted_log, rel=1e-9)
+
+
+@pytest.mark.parametrize("surrogate", [log_likelihood, ratio, dice])
+def test_by_hand_and_autograd_agree_on_gradient_and_curvature(surrogate):
+    """Of TRPO-MAML; its step itself passes through conjugate gradient, which magnifies rounding."""
+    policy, found = CategoricalMLP((6, 5, 4, 3)), []
+    for by_hand in (True, False):
+        config = MAMLConfig(4, 10, stage_weights=(0.2, 0.3, 0.5), by_hand=by_hand, chunk=3)
+        maml = learner(TRPOStep(), policy, config, steps=2, lr=(0.7, 0.3), surrogate=surrogate)
+        objective = maml.objective(SHOP, start(maml), 0, 0)
+        _, gradient = objective.policy_gradient(start(maml), ratio, of_surrogate(policy, ratio))
+        found.append((gradient, adapted_fisher_vector_product(objective, start(maml))(gradient)))
+    for a, b in zip(*([*g, *p] for g, p in found)):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"first_order": True}, {"adapted": (2, 3)}, {"learn_lr": True}, {"learn_lr": True, "adapted": (0, 4)}],
+)
+@pytest.mark.parametrize("compacted", [True, False])
+def test_by_hand_and_autograd_agree_for_gaussian_policies(change, compacted):
+    policy = GaussianMLP((2, 5, 2), minimum_std=0.1, activation=torch.relu)
+    found = []
+    for by_hand in (True, False):
+        config = MAMLConfig(3, 4, stage_weights=(0.2, 0.3, 0.5), by_hand=by_hand, compact=compacted)
+        maml = learner(TRPOStep(), policy, config, steps=2, lr=0.01, **change)
+        meta = start(maml, spread=0.1)
+        objective = maml.objective(PointNavigation(horizon=12, tolerance=0.2), meta, 0, 0)
+        _, gradient = objective.policy_gradient(meta, ratio, of_surrogate(policy, ratio))
+        product = adapted_fisher_vector_product(objective, meta, transitions=20)
+        found.append((gradient, product(gradient)))
+    for a, b in zip(*([*g, *p] for g, p in found)):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_by_hand_only_where_it_applies():
+    class Upside(CategoricalMLP):
+        """Looks like a softmax policy and is another."""
+
+        def log_probs(self, parameters, observation):
+            return torch.log_softmax(-self.outputs(parameters, observation), -1)
+
+    for policy, config in (
+        (Upside((6, 5, 3)), MAMLConfig(4, 10)),
+        (Categorical(GRU(6, 5, 3)), MAMLConfig(4, 10)),
+        (CategoricalMLP((6, 5, 3)), MAMLConfig(4, 10, sampling=True)),
+        (CategoricalMLP((6, 5, 3), torch.sigmoid), MAMLConfig(4, 10)),
+    ):
+        maml = learner(policy=policy, config=config)
+        assert not maml.objective(SHOP, start(maml), 0, 0).by_hand

@@ -15,12 +15,15 @@ import torch
 from torch import Generator, Tensor
 
 from ..families.base import TaskFamily, check, number, sample_tasks, whole
-from ..policies import Policy
+from ..networks import MLP
+from ..policies import Categorical, CategoricalMLP, Gaussian, GaussianMLP, Policy
 from ..returns import Advantage, leave_one_out_advantage
 from ..rollout import Trajectories, rollout
-from ..surrogates import dice, sampling_term
-from .adaptation import Inner, adapt
+from ..surrogates import Surrogate, dice, sampling_term
+from . import mlp_adjoint
+from .adaptation import Inner, adapt, check_finite
 from .meta import MetaLearner, MetaObjective, OuterStep, iteration_generator, split_meta
+from .output_losses import Episodes, OutputLoss, of_divergence, of_surrogate
 
 Collect = Callable[[TaskFamily, Any, Policy, list[Tensor], int, int], Trajectories]
 """(family, tasks, policy, parameters, seed, episode) -> fresh episodes: whatever a merchant would pay for."""
@@ -55,6 +58,10 @@ class MAMLConfig:
     compact: bool = False
     """Differentiate the steps before an episode's end alone, as episodes of one step. The same numbers, faster where
     episodes end early; not for ``dice`` and recurrent policies, which need whole episodes."""
+
+    by_hand: bool = True
+    """Differentiate MLPs by the formulas of ``mlp_adjoint`` instead of autograd: the same numbers, several times
+    faster. Where it does not apply (other networks, the sampling term) autograd is used."""
 
     def __post_init__(self):
         check(self, "tasks", lambda x: whole(x, 1), "a whole number >= 1")
@@ -175,6 +182,69 @@ class PolicyObjective(MetaObjective):
             learner.config.chunk,
             self._sampling_loss if learner.config.sampling else None,
         )
+        network = learner.policy.network
+        known = isinstance(network, MLP) and network.activation in mlp_adjoint.ACTIVATIONS
+        # These very classes: one that inherits from them may mean something else by its outputs.
+        kind = type(learner.policy) in (Categorical, CategoricalMLP, Gaussian, GaussianMLP)
+        self.by_hand = learner.config.by_hand and known and kind and self.extra is None
+
+    def policy_gradient(
+        self, meta: list[Tensor], surrogate: Surrogate, at_outputs: OutputLoss
+    ) -> tuple[float, list[Tensor]]:
+        """Mean over tasks of the weighted ``surrogate`` of the adapted policies, and its gradient, to be ascended.
+        ``at_outputs`` is the surrogate's negative as ``mlp_adjoint`` wants it."""
+        if not self.by_hand:
+            outer = lambda phi, stage: -surrogate(self.policy, phi, stage.data, stage.advantage)
+            value, gradient = self.gradient(meta, outer)
+            return -value, [-g for g in gradient]
+        theta, sizes = self._theta_and_sizes(meta)
+        episodes = [Episodes.of(stage.data, stage.advantage) for stage in self.stages]
+        found = mlp_adjoint.meta_gradient(
+            self.policy.network,
+            of_surrogate(self.policy, self.inner.surrogate),
+            theta,
+            episodes[:-1],
+            episodes,
+            sizes,
+            outer=at_outputs,
+            stage_weights=self.weights,
+            first_order=self.inner.first_order,
+            learn_lr=self.inner.learn_lr,
+            chunk=None if self.chunk == self.tasks else self.chunk,
+        )
+        check_finite("meta-loss", [found.loss])
+        gradient = [-g for g in found.gradient]
+        if self.inner.learn_lr:  # one step size for all steps
+            gradient += [-sum(step[i] for step in found.by_step_size) for i in self.inner.adapts(theta)]
+        check_finite("meta-gradient", gradient, tasks=False)
+        return -found.loss.mean().item(), gradient
+
+    def fisher_vector_product(
+        self, meta: list[Tensor], stages: Sequence[Stage]
+    ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        """v -> J^T F J v by hand, for the weighted divergence on ``stages`` (see ``outer``)."""
+        theta, sizes = self._theta_and_sizes(meta)
+        episodes = [Episodes.of(stage.data, stage.advantage) for stage in stages]
+        return mlp_adjoint.fisher_vector_product(
+            self.policy.network,
+            of_surrogate(self.policy, self.inner.surrogate),
+            of_divergence(self.policy),
+            theta,
+            episodes[:-1],
+            episodes,
+            sizes,
+            stage_weights=[w / sum(self.weights) for w in self.weights],
+            first_order=self.inner.first_order,
+        )
+
+    def _theta_and_sizes(self, meta: list[Tensor]) -> tuple[list[Tensor], list[list[Any]]]:
+        """theta, and for each inner step the step size of each parameter, 0 where it does not adapt."""
+        theta, learned = split_meta(self.inner, [p.detach() for p in meta])
+        adapts, sizes = self.inner.adapts(theta), []
+        for step in range(self.inner.steps):
+            own = [self.inner.rate(step)] * len(adapts) if learned is None else learned
+            sizes.append([own[adapts.index(i)] if i in adapts else 0.0 for i in range(len(theta))])
+        return theta, sizes
 
     def _sampling_loss(self, phi: Sequence[list[Tensor]], stages: Sequence[Stage]) -> Tensor:
         """(M,) E-MAML's term for every support set, each under the parameters that collected it, negated."""

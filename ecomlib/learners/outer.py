@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..rollout import Trajectories
 from ..surrogates import dice, log_likelihood, ratio
 from .maml import PolicyObjective, Stage
 from .meta import adam_step
+from .output_losses import of_clipped_surrogate, of_surrogate
 from .ppo import clipped_surrogate
 from .trpo import TRPOConfig, trust_region_step
 
@@ -50,9 +52,11 @@ class ReinforceStep:
 
     def update(self, objective: PolicyObjective, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict]:
         """As ``meta.OuterStep.update``."""
-        outer = lambda phi, stage: -log_likelihood(objective.policy, phi, stage.data, stage.advantage)
-        _, gradient = objective.gradient(meta, outer)
-        meta, memory = adam_step(meta, gradient, _rates(objective, meta, self.lr, self.log_std_lr), memory)
+        at_outputs = of_surrogate(objective.policy, log_likelihood)
+        _, gradient = objective.policy_gradient(meta, log_likelihood, at_outputs)
+        meta, memory = adam_step(
+            meta, [-g for g in gradient], _rates(objective, meta, self.lr, self.log_std_lr), memory
+        )
         return meta, memory, _log(objective)
 
 
@@ -79,12 +83,13 @@ class PPOStep:
 
     def update(self, objective: PolicyObjective, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict]:
         """As ``meta.OuterStep.update``."""
-        outer = lambda phi, stage: -clipped_surrogate(objective.policy, phi, stage.data, stage.advantage, self.clip)
+        surrogate = partial(clipped_surrogate, clip=self.clip)
+        at_outputs = of_clipped_surrogate(objective.policy, self.clip)
         rates = _rates(objective, meta, self.lr, self.log_std_lr)
         for _ in range(self.epochs):
-            value, gradient = objective.gradient(meta, outer)
-            meta, memory = adam_step(meta, gradient, rates, memory)
-        return meta, memory, _log(objective, surrogate=-value)
+            value, gradient = objective.policy_gradient(meta, surrogate, at_outputs)
+            meta, memory = adam_step(meta, [-g for g in gradient], rates, memory)
+        return meta, memory, _log(objective, surrogate=value)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class TRPOStep:
         """As ``meta.OuterStep.update``."""
         policy = objective.policy
         outer = lambda phi, stage: -ratio(policy, phi, stage.data, stage.advantage)
-        _, gradient = objective.gradient(meta, outer)
+        _, gradient = objective.policy_gradient(meta, ratio, of_surrogate(policy, ratio))
         old = list(_old_distributions(objective, meta))
 
         def evaluate(candidate: list[Tensor]) -> tuple[float, float]:
@@ -124,7 +129,7 @@ class TRPOStep:
             return value / objective.tasks, divergence / objective.tasks
 
         product = adapted_fisher_vector_product(objective, meta, self.transitions)
-        meta, report = trust_region_step(meta, [-g for g in gradient], product, evaluate, self.trust)
+        meta, report = trust_region_step(meta, gradient, product, evaluate, self.trust)
         numbers = {name: float(value) for name, value in report._asdict().items()}
         return meta, None, _log(objective, **numbers)
 
@@ -156,18 +161,21 @@ def adapted_fisher_vector_product(
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """v -> J^T F J v, the curvature of the weighted divergence of the adapted policies at ``meta``.
 
-    Exact, from two retained graphs: J^T w is one backward pass through adaptation; it is linear in w, so that J v is
-    one backward pass through J^T w with respect to w.
+    Exact, by hand where ``mlp_adjoint`` applies, else from two retained graphs: J^T w is one backward pass through
+    adaptation; it is linear in w, so that J v is one backward pass through J^T w with respect to w.
     """
     policy, parts = objective.policy, []
     leaves = [p.detach().requires_grad_() for p in meta]
     total = sum(objective.weights)
+    if transitions is not None:
+        require(objective.inner.surrogate is not dice, "TRPOStep.transitions", transitions, "None with dice")
+        recurrent = hasattr(policy.network, "step")
+        require(not recurrent, "TRPOStep.transitions", transitions, "None with a recurrent policy")
+    thinned = lambda stages: stages if transitions is None else [thin(stage, transitions) for stage in stages]
+    if objective.by_hand and not objective.inner.learn_lr:
+        return objective.fisher_vector_product(meta, thinned(objective.stages))
     for stages, tasks in objective.chunks():
-        if transitions is not None:
-            require(objective.inner.surrogate is not dice, "TRPOStep.transitions", transitions, "None with dice")
-            recurrent = hasattr(policy.network, "step")
-            require(not recurrent, "TRPOStep.transitions", transitions, "None with a recurrent policy")
-            stages = [thin(stage, transitions) for stage in stages]
+        stages = thinned(stages)
         phi = objective.adapted(leaves, stages, tasks, create_graph=True)
         for w, p, (data, *_) in zip(objective.weights, phi, stages):
             if not w:
