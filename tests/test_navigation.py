@@ -256,7 +256,8 @@ def test_plans_found_by_search_gain_less_than_a_thousandth():
 # ----------------------------------------------------------------------------------- whole episodes up to a budget
 @pytest.fixture
 def tasks():
-    return goals((0.1, 0.05), (0.02, 0.0), (-0.05, 0.1), (0.5, -0.5))
+    # The first is out of reach, so that it has its transitions before the others do.
+    return goals((30.0, 30.0), (0.1, 0.05), (0.02, 0.0), (-0.05, 0.1), (0.5, -0.5))
 
 
 def drifting(tasks):
@@ -277,12 +278,12 @@ def test_whole_episodes_until_the_budget_is_reached(tasks, shared):
     """Those of ``rollout`` with the same replica numbers, in their order, up to the one that reaches the budget."""
     budget = 430
     parameters = drifting(tasks)
-    parameters = [p[0] for p in parameters] if shared else parameters
+    parameters = [p[1] for p in parameters] if shared else parameters
     data = rollout_transitions(FAMILY, tasks, POLICY, parameters, budget, seed=3, episode=2)
     full = rollout(FAMILY, tasks, POLICY, parameters, data.mask.shape[2], seed=3, episode=2)
     counts = data.mask[0]
     length = data.mask.sum(0)
-    for m in range(4):
+    for m in range(5):
         used = int(counts[m].sum())
         assert torch.equal(counts[m], (torch.arange(len(counts[m])) < used).to(counts))
         assert length[m].sum() >= budget > length[m, : used - 1].sum()
@@ -320,8 +321,8 @@ def test_a_recurrent_policy_keeps_its_memory(tasks):
     generator = torch.Generator().manual_seed(0)
     parameters = [p + 0.5 * torch.randn(p.shape, generator=generator) for p in policy.initial(generator)]
     parameters[-1] = torch.zeros(1, 2)
-    near = goals((0.05, 0.05), (0.0, -0.1))
-    data = rollout_transitions(family, near, policy, parameters, 500, seed=0)
+    near = goals((0.05, 0.05))
+    data = rollout_transitions(family, near, policy, parameters, 2000, seed=0)
     full = rollout(family, near, policy, parameters, data.mask.shape[2], seed=0)
     kept = data.mask.bool()
     assert (data.mask.sum(0)[data.mask[0] > 0] < 60).any()
@@ -381,11 +382,16 @@ TINY = navigation.Protocol(
 
 
 @pytest.mark.parametrize("method", ["trpo", "ppo", "pretrain"])
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, method):
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, method, monkeypatch):
     whole = navigation.train(method, 5, TINY, tmp_path / "whole.pt", "cpu")
     first = replace(TINY, iterations=10)
-    navigation.train(method, 5, first, tmp_path / "parts.pt", "cpu")
+    spent = navigation.train(method, 5, first, tmp_path / "parts.pt", "cpu")["seconds"]
+    batches = []
+    counted = lambda *arguments: batches.append(0) or rollout_transitions(*arguments)
+    monkeypatch.setattr(navigation, "rollout_transitions", counted)
     parts = navigation.train(method, 5, TINY, tmp_path / "parts.pt", "cpu")
+    assert len(batches) == 2 * (2 if method == "pretrain" else 3)  # two iterations are left, of so many stages
+    assert parts["seconds"] > 0.9 * spent
     assert all(torch.equal(p, q) for p, q in zip(whole["meta"], parts["meta"]))
     assert [line["iteration"] for line in whole["curve"]] == [0, 10, 11]
     assert whole["curve"][-1] == parts["curve"][-1]
