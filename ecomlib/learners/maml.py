@@ -60,8 +60,8 @@ class MAMLConfig:
     episodes end early; not for ``dice`` and recurrent policies, which need whole episodes."""
 
     by_hand: bool = True
-    """Differentiate MLPs by the formulas of ``mlp_adjoint`` instead of autograd: the same numbers, several times
-    faster. Where it does not apply (other networks, the sampling term) autograd is used."""
+    """Differentiate tanh MLPs by the formulas of ``mlp_adjoint`` instead of autograd: the same numbers, faster. Where
+    it does not apply (other networks, the sampling term) or does not pay (ReLU), autograd is used."""
 
     def __post_init__(self):
         check(self, "tasks", lambda x: whole(x, 1), "a whole number >= 1")
@@ -183,7 +183,7 @@ class PolicyObjective(MetaObjective):
             self._sampling_loss if learner.config.sampling else None,
         )
         network = learner.policy.network
-        known = isinstance(network, MLP) and network.activation in mlp_adjoint.ACTIVATIONS
+        known = isinstance(network, MLP) and network.activation is torch.tanh
         # These very classes: one that inherits from them may mean something else by its outputs.
         kind = type(learner.policy) in (Categorical, CategoricalMLP, Gaussian, GaussianMLP)
         self.by_hand = learner.config.by_hand and known and kind and self.extra is None
