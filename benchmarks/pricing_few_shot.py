@@ -52,9 +52,9 @@ TEST_TASKS = 1000
 class Protocol:
     """Everything that a run depends on but the number of stores and the seed."""
 
-    iterations: int = 500
-    """Outer steps of PPO-MAML, fixed before the published runs; the last one is tested."""
-    pretrain_iterations: int = 200
+    iterations: int = 400
+    """Outer steps of PPO-MAML, fixed before the published runs; what the last one leaves is tested."""
+    pretrain_iterations: int = 100
     """Outer steps of the policy for the average product, which are enough for it to settle."""
     store_episodes: int = 400
     """Episodes of an iteration and stage, over all products: products times stores."""
@@ -91,27 +91,39 @@ class Calendar:
         return self.network.outputs(parameters, observation[..., [0, 2]])
 
 
-def same_day(data: Trajectories) -> Tensor:
-    """(T, M, N) profit of the day, less the product's mean and in units of its standard deviation over all days and
-    stores, both corrected for the weekday; scaled for a mean over days.
+def profit_of_day(data: Trajectories) -> Tensor:
+    """(T, M, N) profit of the day less the product's mean over all days and stores, corrected for the weekday.
 
     A price has no effect on later days, so later profits would only be noise. The mean over all days and stores needs
     no second store; it shrinks the expected gradient by one part in the number of store-days (eq-sampling-baseline).
     """
     profit = data.reward / SHELF.seen(data.observation).weekday
-    return per_transition(standardise(profit, data.mask), data.mask)
+    return profit - profit.mean((0, 2), keepdim=True)
+
+
+def money(data: Trajectories) -> Tensor:
+    """The outer loop's advantage: ``profit_of_day`` of all products in one unit, since money is what is scored."""
+    profit = profit_of_day(data)
+    return per_transition(profit / profit.std(), data.mask)
+
+
+def ratio_in_own_unit(policy: Categorical, parameters: list[Tensor], data: Trajectories, advantage: Tensor) -> Tensor:
+    """The inner loop's surrogate: ``ratio`` with ``profit_of_day`` in units of the product's own standard deviation, so
+    that one step size serves products whose turnovers differ a hundredfold."""
+    own = per_transition(standardise(profit_of_day(data), data.mask), data.mask)
+    return ratio(policy, parameters, data, own)
 
 
 def learner(stores: int, protocol: Protocol, weights: tuple[float, float], inner: Inner) -> MAML:
     """PPO-MAML on the chain: one support episode in every store, one inner step."""
-    config = MAMLConfig(tasks=protocol.tasks(stores), episodes=stores, stage_weights=weights, advantage=same_day)
+    config = MAMLConfig(tasks=protocol.tasks(stores), episodes=stores, stage_weights=weights, advantage=money)
     policy = Categorical(Calendar(protocol.hidden))
     return MAML(policy, inner, PPOStep(lr=protocol.lr, epochs=protocol.epochs), config)
 
 
 def meta_sgd(protocol: Protocol) -> Inner:
     """One inner step with a learned step size for every parameter."""
-    return Inner(lr=protocol.inner_lr, surrogate=ratio, learn_lr=True)
+    return Inner(lr=protocol.inner_lr, surrogate=ratio_in_own_unit, learn_lr=True)
 
 
 def train(maml: MAML, run: dict[str, Any], checkpoint: Path, iterations: int) -> tuple[list[Tensor], float, list]:
@@ -176,7 +188,7 @@ def scores(family: LogitPricing, tasks: Any, actions: Tensor) -> dict[str, float
     """Scores of the first episode, the second and both, of prices (2, T, M, N)."""
     blind, oracle = family.blind_return(tasks), family.oracle_return(tasks)
     returns = family.mean_reward(tasks, actions).sum(1).mean(-1)
-    before, after = normalised_score(returns, blind, oracle)
+    before, after = map(float, normalised_score(returns, blind, oracle))
     return {"before": before, "after": after, "lifetime": normalised_score(returns.mean(0), blind, oracle)}
 
 
@@ -186,10 +198,10 @@ def tuned(stores: int, protocol: Protocol, theta: list[Tensor]) -> tuple[MAML, f
     _, tasks = split(SHELF, "train", 300)
     after = {}
     for lr in protocol.tuned_lr:
-        maml = learner(stores, protocol, (0.0, 1.0), Inner(lr=lr, surrogate=ratio))
+        maml = learner(stores, protocol, (0.0, 1.0), Inner(lr=lr, surrogate=ratio_in_own_unit))
         after[lr] = scores(SHELF, tasks, adapted_actions(maml, theta, SHELF, tasks, seed=0))["after"]
     best = max(after, key=after.get)
-    return learner(stores, protocol, (0.0, 1.0), Inner(lr=best, surrogate=ratio)), best
+    return learner(stores, protocol, (0.0, 1.0), Inner(lr=best, surrogate=ratio_in_own_unit)), best
 
 
 def evaluate(
