@@ -4,19 +4,26 @@ support and query episodes of a bandit and of a two-step problem with a neural p
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import poisson
 from torch import Tensor
 
+from ecomlib.baselines import Thompson
 from ecomlib.exact import all_trajectories, expected_return, state_values
 from ecomlib.exact_meta import Outcomes, all_batches, all_outcomes, moments, objective_expected, objective_sampled
-from ecomlib.families.base import take
+from ecomlib.families import LogitPricing, split, take
 from ecomlib.families.layered import LayeredMDP
+from ecomlib.families.pricing import purchase_probability
 from ecomlib.families.tabular import TabularTasks
+from ecomlib.learners import MAML, MAMLConfig, ReinforceStep, TRPOStep
 from ecomlib.learners.adaptation import Inner, adapt
+from ecomlib.learners.maml import PolicyObjective, Stage
+from ecomlib.learners.outer import adapted_fisher_vector_product
 from ecomlib.policies import CategoricalMLP, per_task
 from ecomlib.returns import leave_one_out, reward_to_go
-from ecomlib.rollout import Trajectories, rollout
+from ecomlib.rollout import Trajectories, rollout, trial
 from ecomlib.surrogates import dice, log_likelihood, low_variance_curvature, ratio, sampling_term
 
 ALPHA = 2.0
@@ -461,64 +468,194 @@ def test_a_single_episode_less_its_own_mean_teaches_nothing(case):
     assert all((g == 0).all() for g in torch.autograd.grad(objective.sum(), theta))
 
 
-# ------------------------------------------------------------------------------------------------- mutations
-def detached_inner_gradient(case, data, advantage):
-    return estimates(case, data, advantage, first_order=True, sampling=True)
+# ------------------------------------------------------------------------------------------------- the library
+def stages_of(case: Problem, data: Outcomes, advantage) -> list[Stage]:
+    """The rows as tasks of the library's learner. What a row counts is in its query advantage and score, in which the
+    objective is linear, so that the learner's mean over tasks is the expectation."""
+    weight = data.probability * len(data.probability)
+    expected = expected_return(case.family, case.tasks, case.policy, case.theta).detach()
+    score = weight * (data.query.returns.mean(-1) - expected)
+    query = weight[:, None] * (reward_to_go(data.query.reward) - expected)
+    return [*(Stage(support, advantage(support), score) for support in data.support), Stage(data.query, query, score)]
 
 
-def without_sampling_term(case, data, advantage):
-    return estimates(case, data, advantage)
+def library_mean(case: Problem, advantage, episodes: int, steps: int, **changes) -> Tensor:
+    """Expectation of what ``MAML`` with the sampling term climbs."""
+    stages = stages_of(case, outcomes(case, advantage, episodes, steps), advantage)
+    inner = Inner(steps=steps, lr=ALPHA, first_order=changes.get("first_order", False))
+    config = MAMLConfig(sampling=changes.get("sampling", True))
+    objective = PolicyObjective(MAML(case.policy, inner, ReinforceStep(), config), stages)
+    outer = lambda phi, stage: -log_likelihood(case.policy, phi, stage.data, stage.advantage)
+    return -flat(objective.gradient(case.theta, outer)[1])
 
 
-def support_as_query(case, data, advantage):
-    return estimates(case, data._replace(query=data.support[-1]), advantage, sampling=True)
-
-
-def query_of_the_unadapted_policy(case, data, advantage):
-    """As if the query had been played before the adaptation: the same episodes, drawn with the other's chances."""
-    theta, per_support = per_task(case.theta, len(data.probability)), data.per_support
-    chance = (case.policy.log_prob(theta, data.query.observation, data.query.action) - data.query.log_prob).sum((0, 2))
-    rows = estimates(case, data, advantage, sampling=True) * chance.exp()[:, None]
-    assert len(rows) % per_support == 0
-    return rows.detach()
-
-
-def summed_surrogate(monkeypatch):
-    """A sum over episodes where the inner step takes their mean."""
-    replace_inner(monkeypatch, lambda *a: a[2].reward.shape[-1] * log_likelihood(*a))
-
-
-def averaged_sampling_term(monkeypatch):
-    """A mean over episodes where the sampling term takes their sum."""
-    original = sampling_term
-    monkeypatch.setitem(globals(), "sampling_term", lambda *a: original(*a) / a[2].reward.shape[-1])
-
-
-def replace_inner(monkeypatch, surrogate):
-    original = step_of
-    swap = lambda case, advantage, old=log_likelihood, **inner: original(case, advantage, surrogate, **inner)
-    monkeypatch.setitem(globals(), "step_of", swap)
-
-
-MUTANTS = [detached_inner_gradient, without_sampling_term, support_as_query, query_of_the_unadapted_policy]
+def check_library(case: Problem, episodes: int, steps: int, tolerance: float = 1e-12, **changes) -> None:
+    """Raise AssertionError unless the library's learner climbs, on average, the gradient of objective II."""
+    advantage = others_mean(case)
+    mean = library_mean(case, advantage, episodes, steps, **changes)
+    off = distance(mean, sampled_gradient(case, advantage, episodes, steps))
+    assert off < tolerance, f"off by {off:.2e} of the gradient"
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_check_rejects(two_steps, mutant, steps):
+def test_the_librarys_learner_climbs_objective_two(case, steps):
+    """``MAML`` with ``sampling`` on all batches of two episodes: the gradient of II, for one and two inner steps."""
+    check_library(case, 2, steps)
+
+
+# What is changed in the library, and must be noticed. A mutation gets pytest's monkeypatch and returns settings.
+def detach_the_inner_gradient(monkeypatch):
+    return {"first_order": True}
+
+
+def drop_the_sampling_term(monkeypatch):
+    return {"sampling": False}
+
+
+def average_the_sampling_term(monkeypatch):
+    mutant = lambda *a: sampling_term(*a) / a[2].reward.shape[-1]
+    monkeypatch.setattr("ecomlib.learners.maml.sampling_term", mutant)
+    return {}
+
+
+def sum_in_the_inner_loss(monkeypatch):
+    original = MAML.loss
+    mutant = lambda self, parameters, stage: original(self, parameters, stage) * stage.data.reward.shape[-1]
+    monkeypatch.setattr(MAML, "loss", mutant)
+    return {}
+
+
+def reuse_support_as_query(monkeypatch):
+    original = PolicyObjective.weighted
+
+    def mutant(self, outer, phi, stages):
+        reused = stages[-2]._replace(advantage=stages[-2].advantage * stages[-1].score[:, None])
+        return original(self, outer, phi, [*stages[:-1], reused])
+
+    monkeypatch.setattr(PolicyObjective, "weighted", mutant)
+    return {}
+
+
+def forget_that_later_data_depend_on_earlier_steps(monkeypatch):
+    mutant = lambda policy, phi, data, score: sampling_term(policy, [p.detach() for p in phi], data, score)
+    original = PolicyObjective._sampling_loss
+
+    def loss(self, phi, stages):
+        first = original(self, phi[:1], [*stages[:1], stages[-1]])
+        monkeypatch.setattr("ecomlib.learners.maml.sampling_term", mutant)
+        later = original(self, phi[1:], stages[1:])
+        monkeypatch.setattr("ecomlib.learners.maml.sampling_term", sampling_term)
+        return first + later
+
+    monkeypatch.setattr(PolicyObjective, "_sampling_loss", loss)
+    return {}
+
+
+@pytest.mark.parametrize(
+    "mutation, steps",
+    [
+        (detach_the_inner_gradient, 1),
+        (detach_the_inner_gradient, 2),
+        (drop_the_sampling_term, 1),
+        (drop_the_sampling_term, 2),
+        (average_the_sampling_term, 1),
+        (sum_in_the_inner_loss, 1),
+        (reuse_support_as_query, 1),
+        (reuse_support_as_query, 2),
+        (forget_that_later_data_depend_on_earlier_steps, 2),
+    ],
+)
+def test_the_check_rejects(two_steps, mutation, steps, monkeypatch):
     """Each of the classical mistakes moves the mean by more than a hundredth of the gradient."""
-    advantage = others_mean(two_steps)
-    check_exact(two_steps, emaml, 2, steps, advantage)
+    check_library(two_steps, 2, steps)
     with pytest.raises(AssertionError, match="off by"):
-        check_exact(two_steps, mutant, 2, steps, advantage, tolerance=0.01)
+        check_library(two_steps, 2, steps, tolerance=0.01, **mutation(monkeypatch))
 
 
-@pytest.mark.parametrize("mutation", [summed_surrogate, averaged_sampling_term])
-def test_the_check_rejects_sum_for_mean(two_steps, mutation, monkeypatch):
-    """Sum and mean over episodes swapped, in the inner step or in the sampling term, with the objective as it was."""
+def test_query_of_the_unadapted_policy_is_rejected(two_steps):
+    """As if the query had been played before the adaptation: the same episodes, with the chances they had then."""
     advantage = others_mean(two_steps)
-    exact = sampled_gradient(two_steps, advantage, 2)
     data = outcomes(two_steps, advantage, 2)
-    assert distance(moments(emaml(two_steps, data, advantage), data)[0], exact) < 1e-12
-    mutation(monkeypatch)
-    assert distance(moments(emaml(two_steps, data, advantage), data)[0], exact) > 0.01
+    check_exact(two_steps, emaml, 2, 1, advantage)
+    log_prob = two_steps.policy.log_prob(two_steps.theta, data.query.observation, data.query.action)
+    before = data._replace(probability=data.probability * (log_prob - data.query.log_prob).sum((0, 2)).exp())
+    assert before.probability.sum().item() == pytest.approx(1, abs=1e-12)
+    mean = moments(emaml(two_steps, before, advantage), before)[0]
+    assert distance(mean, sampled_gradient(two_steps, advantage, 2)) > 0.1
+
+
+# ------------------------------------------------------------------------------------------------- trust regions
+def test_adapted_fisher(two_steps):
+    """(eq-adapted-fisher): the second derivative of the adapted policies' divergence = (d phi)' F (d phi) = what the
+    library multiplies with."""
+    case = two_steps
+    learner = MAML(
+        case.policy,
+        Inner(lr=ALPHA),
+        TRPOStep(),
+        MAMLConfig(tasks=2, episodes=3, advantage=lambda data: leave_one_out(reward_to_go(data.reward))),
+    )
+    objective = learner.objective(case.family, case.theta, seed=0, iteration=0)
+    support, query = objective.stages
+    shapes = [p.shape for p in case.theta]
+    unflat = lambda v: [x.view(s) for x, s in zip(v.split([s.numel() for s in shapes]), shapes)]
+
+    def adapted(v):
+        step = lambda p: log_likelihood(case.policy, p, support.data, support.advantage)
+        phi = [p.expand(2, *p.shape) for p in unflat(v)]
+        slope = torch.func.grad(lambda p: step(p).sum())(phi)
+        return [p + ALPHA * g for p, g in zip(phi, slope)]
+
+    start = flat(case.theta)
+    old = case.policy.distribution([p.detach() for p in adapted(start)], query.data.observation)
+    kl = lambda phi: case.policy.kl(old, case.policy.distribution(phi, query.data.observation)).sum(0).mean()
+    left = torch.func.hessian(lambda v: kl(adapted(v)))(start) / case.family.horizon
+    rows = lambda v: torch.cat([p.flatten(1) for p in adapted(v)], 1).flatten()
+    jacobian = torch.func.jacrev(rows)(start)
+    split_rows = lambda w: [
+        x.reshape(2, *s) for x, s in zip(w.view(2, -1).split([s.numel() for s in shapes], 1), shapes)
+    ]
+    fisher = torch.func.hessian(lambda w: kl(split_rows(w)))(rows(start)) / case.family.horizon
+    right = jacobian.T @ fisher @ jacobian
+    assert distance(left, right) < 1e-10
+    product = adapted_fisher_vector_product(objective, case.theta)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        vector = torch.randn(len(start), generator=generator)
+        assert distance(flat(product(unflat(vector))), right @ vector) < 1e-9
+
+
+# ------------------------------------------------------------------------------------------------- the inner step
+@pytest.mark.parametrize("episodes", [2, 5])
+def test_inner_signal(case, episodes):
+    """(eq-inner-signal): with a baseline of its own each episode counts alike: the squared error of the mean of N
+    gradients is the N-th part of one's, so signal over noise grows as N."""
+    advantage = state_value(case)
+    ratios = []
+    for count in (1, episodes):
+        batch, chance = all_batches(case.family, case.tasks, case.policy, case.theta, count)
+        theta = per_task(case.theta, len(chance))
+        objective = log_likelihood(case.policy, theta, batch, advantage(batch))
+        rows = torch.cat([g.flatten(1) for g in torch.autograd.grad(objective.sum(), theta)], 1)
+        mean = chance @ rows
+        ratios.append((mean.square().sum() / (chance @ (rows - mean).square().sum(-1))).item())
+    assert ratios[1] / ratios[0] == pytest.approx(episodes, rel=1e-9)
+
+
+def test_stores_posterior():
+    """(eq-stores-posterior): prior times the Poisson probability of every day of every store, by scipy, is the pooled
+    posterior of the library."""
+    shelf = LogitPricing(days=3)
+    _, tasks = split(shelf, "test", 2)
+    agent = Thompson(shelf, 32, stores=True)
+    sold = trial(shelf, tasks, agent, 1, 4, seed=0, progress=False)
+    particles = agent.posterior.particles
+    markup = torch.tensor(shelf.markups)
+    likelihood = np.ones((2, 32))
+    for day, (action, reward) in enumerate(zip(sold.action[0], sold.reward[0])):
+        units = (reward / (tasks.cost[:, None] * (markup[action] - 1))).round()
+        for store in range(4):
+            share = purchase_probability(particles, markup[action[:, store]].expand(32, -1)).T  # (M, P)
+            likelihood *= poisson.pmf(units[:, store, None], (particles.traffic * share * shelf.weekday[day]))
+    posterior = likelihood / likelihood.sum(-1, keepdims=True)
+    assert np.allclose(agent.posterior.weight[:, 0].numpy(), posterior, rtol=1e-7, atol=1e-12)
