@@ -51,18 +51,26 @@ ACTIVATIONS = {
 
 def _multiply(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """h W (+ b) for h (M, B, in): one plain product if all tasks share W (in, out), else one per task."""
-    if h.shape[-1] == 1:  # no matrix product, so that the compiler can fuse it
+    compiling = torch.compiler.is_compiling()  # what is not a matrix product, the compiler fuses with what follows
+    fused = bias is not None and not compiling
+    if h.shape[-1] == 1:
         return h * weight if bias is None else h * weight + bias
-    if weight.dim() == 3:
-        return h @ weight if bias is None else torch.baddbmm(bias, h, weight)
-    rows = h.flatten(0, 1)
-    return (rows @ weight if bias is None else torch.addmm(bias, rows, weight)).unflatten(0, h.shape[:2])
+    if compiling and weight.shape[-1] == 1:
+        product = (h * weight.mT).sum(-1, keepdim=True)
+    elif weight.dim() == 3:
+        product = torch.baddbmm(bias, h, weight) if fused else h @ weight
+    else:
+        rows = h.flatten(0, 1)
+        product = (torch.addmm(bias, rows, weight) if fused else rows @ weight).unflatten(0, h.shape[:2])
+    return product if fused or bias is None else product + bias
 
 
 def _add_product(total: Tensor, h: Tensor, weight: Tensor) -> Tensor:
     """``total`` + h W, in place."""
     if h.shape[-1] == 1:
         return total.addcmul_(h, weight)
+    if torch.compiler.is_compiling():
+        return total + _multiply(h, weight)
     if weight.dim() == 3:
         return total.baddbmm_(h, weight)
     total.flatten(0, 1).addmm_(h.flatten(0, 1), weight)
@@ -71,7 +79,10 @@ def _add_product(total: Tensor, h: Tensor, weight: Tensor) -> Tensor:
 
 def _outer(h: Tensor, delta: Tensor, total: bool) -> Tensor:
     """h^T delta of each task (M, in, out), or summed over tasks (in, out)."""
-    return h.flatten(0, 1).mT @ delta.flatten(0, 1) if total else h.mT @ delta
+    h, delta = (h.flatten(0, 1), delta.flatten(0, 1)) if total else (h, delta)
+    if torch.compiler.is_compiling() and (h.shape[-1] == 1 or delta.shape[-1] == 1):
+        return (h * delta).sum(-2).unsqueeze(-2 if h.shape[-1] == 1 else -1)
+    return h.mT @ delta
 
 
 class Pass:
@@ -204,10 +215,12 @@ class MetaGradient(NamedTuple):
     by_step_size: list[Parameters]  # by the step sizes of each step and parameter; empty unless asked for
 
 
-def _meta_gradient(network, inner, outer, first_order, learn_lr, stage_weights, parameters, support, query, sizes):
-    """Sums over the tasks of one chunk."""
+def _meta_gradient(
+    network, inner, outer, first_order, learn_lr, stage_weights, tasks, parameters, support, query, step_sizes
+):
+    """One chunk's share of the mean over all ``tasks``."""
     layers = len(network.sizes) - 1
-    adaptation = Adaptation(network.activation, inner, parameters, support, sizes, layers, first_order)
+    adaptation = Adaptation(network.activation, inner, parameters, support, step_sizes, layers, first_order)
     loss, cotangents = query[-1][0].new_zeros(len(query[-1][0])), []
     for k, (stage, data, weight) in enumerate(zip(adaptation.stages, query, stage_weights, strict=True)):
         if weight == 0:
@@ -218,7 +231,8 @@ def _meta_gradient(network, inner, outer, first_order, learn_lr, stage_weights, 
         gradient = at.gradient(total=k == 0)
         del at  # its activations
         cotangents.append(gradient if weight == 1 else [weight * g for g in gradient])
-    return loss, *adaptation.pull_back(cotangents, learn_lr)
+    gradient, by_step_size = adaptation.pull_back(cotangents, learn_lr)
+    return loss, [g / tasks for g in gradient], [[g / tasks for g in step] for step in by_step_size]
 
 
 @cache
@@ -260,13 +274,14 @@ def meta_gradient(
     fit, or if the activation is not ``torch.tanh`` or ``torch.relu``.
     """
     weights, query, tasks = _stages(network, support, query, step_sizes, stage_weights)
-    run = (_compiled if compile else partial(partial, _meta_gradient))(
-        network, inner, outer or inner, first_order, learn_lr, weights
-    )
+    settings = (network, inner, outer or inner, first_order, learn_lr, weights, tasks)
+    run = _compiled(*settings) if compile else partial(_meta_gradient, *settings)
     results = [run(parameters, *part, step_sizes) for part in _chunks(network, tasks, chunk, list(support), query)]
-    losses, gradients, by_size = zip(*results)
-    mean = lambda parts: [sum(same[1:], same[0]) / tasks for same in zip(*parts)]
-    return MetaGradient(torch.cat(losses), mean(gradients), [mean(parts) for parts in zip(*by_size)])
+    if len(results) == 1:
+        return MetaGradient(*results[0])
+    losses, gradients, by_step_size = zip(*results)
+    add = lambda parts: [sum(same[1:], same[0]) for same in zip(*parts)]
+    return MetaGradient(torch.cat(losses), add(gradients), [add(parts) for parts in zip(*by_step_size)])
 
 
 def _stages(network: MLP, support: Sequence, query: Any, step_sizes: Sequence, stage_weights: Sequence[float] | None):
@@ -289,6 +304,9 @@ def _chunks(network: MLP, tasks: int, chunk: int | None, *data: Any):
         chunk = max(1, CACHE // max(row, 1)) if inputs.device.type == "cpu" else tasks
         chunk = -(-tasks // -(-tasks // chunk))  # equal parts
     require(whole(chunk, 1), "chunk", chunk, "a whole number of tasks >= 1")
+    if chunk >= tasks:
+        yield data
+        return
     for first in range(0, tasks, chunk):
         part = slice(first, first + chunk)
         yield tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, data)
