@@ -13,7 +13,8 @@ learns nothing afterwards (``same data``): nobody who must post one price on tho
 
 A seed is a training seed, 1,000 test products of its own and the shoppers of their stores; within a seed all methods
 meet the same products, and their shoppers are the same uniforms. Scores use the expected profit of the posted prices.
-Progress is saved every 50 iterations under build/pricing_few_shot, and the same command goes on from there.
+Progress is saved every 50 iterations under build/pricing_few_shot, and the same command goes on from there. ``--train``
+chooses among the three trainings; what is already in the file is kept, so that one can be added later.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from ecomlib.surrogates import ratio
 
 SHELF = LogitPricing()
 METHODS = ("maml", "lifetime", "pretrain", "scratch", "greedy", "thompson", "same data")
+TRAINED = METHODS[:3]
 TEST_TASKS = 1000
 
 
@@ -207,56 +209,67 @@ def tuned(stores: int, protocol: Protocol, theta: list[Tensor]) -> tuple[MAML, f
 def evaluate(
     sellers: dict[str, Callable[[LogitPricing, Any, int], Tensor]], stores: int, seed: int, name: str
 ) -> dict[str, dict[str, float]]:
-    """Scores of all methods on the products of ``seed`` from the split ``name``."""
+    """Scores of the sellers on the products of ``seed`` from the split ``name``; where PPO-MAML is among them, of the
+    Bayesians too."""
     family, tasks = split(SHELF, name, TEST_TASKS * (seed + 1))
     tasks = take(tasks, slice(TEST_TASKS * seed, None))
     luck = 1_000_000 + seed
     actions = {method: seller(family, tasks, luck) for method, seller in sellers.items()}
-    agents = {
-        "greedy": GreedyBayes(SHELF, stores=True),  # the prior stays that of training, also where the products moved
-        "thompson": Thompson(SHELF, stores=True),
-        "same data": SameData(SHELF, actions["maml"][0]),
-    }
-    for method, agent in agents.items():
-        actions[method] = trial(family, tasks, agent, 2, stores, luck, progress=False).action
-    return {method: scores(family, tasks, actions[method]) for method in METHODS}
+    if "maml" in actions:
+        agents = {
+            "greedy": GreedyBayes(SHELF, stores=True),  # the prior stays that of training, also where products moved
+            "thompson": Thompson(SHELF, stores=True),
+            "same data": SameData(SHELF, actions["maml"][0]),
+        }
+        for method, agent in agents.items():
+            actions[method] = trial(family, tasks, agent, 2, stores, luck, progress=False).action
+    return {method: scores(family, tasks, chosen) for method, chosen in actions.items()}
 
 
 def result(arguments: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
     """Train, test, and everything a result file holds."""
     stores, seed = arguments.stores, arguments.seed
     weights = {"maml": (0.0, 1.0), "lifetime": protocol.lifetime_weights, "pretrain": (1.0, 0.0)}
-    mamls, metas, seconds, curves = {}, {}, {}, {}
-    for method, weight in weights.items():
+    mamls, metas, seconds, curves, chosen = {}, {}, {}, {}, {}
+    for method in arguments.train:
         run = {"method": method, "stores": stores, "seed": seed, "protocol": asdict(protocol) | {"iterations": None}}
-        mamls[method] = learner(stores, protocol, weight, meta_sgd(protocol))
+        mamls[method] = learner(stores, protocol, weights[method], meta_sgd(protocol))
         count = protocol.pretrain_iterations if method == "pretrain" else protocol.iterations
         checkpoint = arguments.checkpoints / f"{method}_{stores}_{seed}.pt"
         print(f"training {method}, {stores} stores, seed {seed}")
         metas[method], seconds[method], curves[method] = train(mamls[method], run, checkpoint, count)
-    chosen = {}
-    metas["pretrain"] = metas["pretrain"][: mamls["pretrain"].policy.tensors]
-    metas["scratch"] = mamls["maml"].policy.initial(Generator().manual_seed(seed))
-    for method in ("pretrain", "scratch"):
+    if "pretrain" in mamls:
+        metas["pretrain"] = metas["pretrain"][: mamls["pretrain"].policy.tensors]
+    if "maml" in mamls:
+        metas["scratch"] = mamls["maml"].policy.initial(Generator().manual_seed(seed))
+    for method in {"pretrain", "scratch"} & set(metas):
         mamls[method], chosen[method] = tuned(stores, protocol, metas[method])
     sellers = {
         method: lambda family, tasks, luck, m=method: adapted_actions(mamls[m], metas[m], family, tasks, luck)
         for method in mamls
     }
-    started = time.process_time()
-    found = {name: evaluate(sellers, stores, seed, name) for name in ("test", "shifted")}
-    test = {method: found["test"][method]["after"] for method in METHODS}
     return {
         "stores": stores,
         "seed": seed,
-        "ratios": {f"after_maml_over_{m.replace(' ', '_')}": test["maml"] / test[m] for m in METHODS[4:]},
-        "scores": found,
+        "scores": {name: evaluate(sellers, stores, seed, name) for name in ("test", "shifted")},
         "inner_lr": chosen,
         "curves": curves,
-        "cpu_seconds": {**seconds, "test": time.process_time() - started},
+        "cpu_seconds": seconds,
         "protocol": asdict(protocol),
-        "environment": environment(),
+        "environment": {method: environment() for method in arguments.train},
     }
+
+
+def merged(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A stored result with the methods of another run of the same settings added."""
+    same = ("stores", "seed", "protocol")
+    if any(stored[key] != json.loads(json.dumps(found[key])) for key in same):
+        raise ValueError("the result file holds a run of other settings: name another file with --json")
+    for key in ("inner_lr", "curves", "cpu_seconds", "environment"):
+        found[key] = stored[key] | found[key]
+    for name, scores_ in found["scores"].items():
+        found["scores"][name] = stored["scores"][name] | scores_
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -292,7 +305,7 @@ def summary(folder: Path) -> str:
         for stores in sorted({run["stores"] for run in runs}):
             chosen = sorted((r for r in runs if r["stores"] == stores), key=lambda r: r["seed"])
             lines.append(f"\n{name} products, {stores} stores, {len(chosen)} seeds" + " " * 12 + "after - PPO-MAML's")
-            for method in METHODS:
+            for method in [m for m in METHODS if all(m in r["scores"][name] for r in chosen)]:
                 values = {k: [r["scores"][name][method][k] for r in chosen] for k in ("before", "after", "lifetime")}
                 cells = []
                 for key in values:
@@ -315,6 +328,7 @@ def main() -> None:
     add("--stores", type=int, default=5, help="stores of the chain: support episodes of a product (5)")
     add("--seed", type=int, default=0, help="training seed (0)")
     add("--iterations", type=int, default=default.iterations, help=f"outer steps ({default.iterations})")
+    add("--train", nargs="+", choices=TRAINED, default=TRAINED, help="what is trained (all three)")
     add("--json", type=Path, help="file to write the result to")
     add("--checkpoints", type=Path, default=Path("build/pricing_few_shot"), help="folder where progress is kept")
     add("--summary", type=Path, metavar="FOLDER", help="print the table of the results in FOLDER and stop")
@@ -323,7 +337,16 @@ def main() -> None:
         print(summary(arguments.summary))
         return
     torch.set_num_threads(1)
+    stored = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else None
+    if stored:
+        arguments.train = [method for method in arguments.train if method not in stored["cpu_seconds"]]
+        if not arguments.train:
+            raise SystemExit(f"{arguments.json} holds these trainings already")
     found = result(arguments, Protocol(iterations=arguments.iterations))
+    found = merged(stored, found) if stored else found
+    test = {method: row["after"] for method, row in found["scores"]["test"].items()}
+    if "maml" in test:
+        found["ratios"] = {f"after_maml_over_{m.replace(' ', '_')}": test["maml"] / test[m] for m in METHODS[4:]}
     for name, by_method in found["scores"].items():
         print(f"{name} products, {arguments.stores} stores, seed {arguments.seed}: score before, after, both")
         for method, row in by_method.items():
