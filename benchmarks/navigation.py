@@ -119,7 +119,9 @@ def learner(method: str, protocol: Protocol, transitions: int) -> MAML:
         collect=counted_in_transitions(transitions),
         compact=True,
     )
-    return MAML(policy, inner, outer, config)
+    maml = MAML(policy, inner, outer, config)
+    maml.name = {"pretrain": "TRPO on the average goal"}.get(method, maml.name)
+    return maml
 
 
 def train(method: str, seed: int, protocol: Protocol, checkpoint: Path, device: str) -> dict[str, Any]:
