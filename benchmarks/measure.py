@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import weakref
@@ -135,9 +136,9 @@ def environment(benchmark: str, device: str, **settings: object) -> dict[str, ob
     return {
         "command": " ".join([f"python -m benchmarks.{benchmark}", *options]),
         "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
         "hardware": hardware,
         "cores": os.cpu_count(),
-        "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "device": device,
         "threads": torch.get_num_threads(),
         "dtype": "float32",
@@ -147,6 +148,12 @@ def environment(benchmark: str, device: str, **settings: object) -> dict[str, ob
         **packages,
         **settings,
     }
+
+
+def conditions() -> dict[str, object]:
+    """Time of day, and how many processes wanted a core in the last minute (Unix)."""
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return {"time": datetime.datetime.now().isoformat(timespec="seconds"), "load": load}
 
 
 def write(path: Path | None, result: dict) -> None:
@@ -168,6 +175,16 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, with "+" if files were changed since."""
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        head, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "-uno", "--", "..")
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
 def _processor() -> str:

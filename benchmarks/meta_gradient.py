@@ -18,6 +18,7 @@ ratio means. Compiling takes one to three minutes in all, once.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -381,12 +382,17 @@ def memory(cases: dict[str, Callable[[int, int], Case]], device: str) -> dict[st
     return table
 
 
+def with_steps(case: Case, steps: int) -> Case:
+    """The same problem with another number of inner steps."""
+    return case._replace(problem=case.problem._replace(steps=steps))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds; every variant runs once a round (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--json", type=Path, help="file to write ratios, times, limits and environment to")
-    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--only", nargs="+", help="names of problems; others that the --json file has stay as they are")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and nothing compiled")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -405,30 +411,39 @@ def main() -> None:
     limits = measure.machine_limits(device, 0.0 if quick else 0.2)
     environment = measure.environment("meta_gradient", device, rounds=rounds, quick=quick)
     measure.print_environment(environment, limits)
-    ratios, milliseconds, bounds = {}, {}, {}
-    for make, variants in tqdm(problems, desc="problems", unit="problem"):
-        case = make()
-        if arguments.only not in case.name:
-            continue
-        torch._dynamo.reset()  # nothing compiled for one problem serves another
-        times, ours = measure_case(case, variants, rounds, device, quick)
-        milliseconds[case.name] = times
-        ratios |= ratios_of(case.name, times, ours)
-        bounds[case.name] = print_case(case.name, times, ours, work(case, case.name.startswith("trpo")), limits)
-    held = memory(
-        {
-            "sinusoid": lambda half, steps: sinusoid(many * half // 2, steps, device, ""),
-            "policy gradient": lambda half, steps: (
-                lambda case: case._replace(problem=case.problem._replace(steps=steps))
-            )(policy_gradient(products * half // 2, days[0], episodes, device, CLIP, "")),
-        },
-        device,
+    sine = lambda half, steps: sinusoid(many * half // 2, steps, device, "")
+    policy = lambda half, steps: with_steps(
+        policy_gradient(products * half // 2, days[0], episodes, device, CLIP, ""), steps
     )
+    held = memory({"sinusoid": sine, "policy gradient": policy}, device)
     print("\npeak memory")
     for name, row in held.items():
         print(f"  {name:42s}" + "; ".join(f"{value:.4g} {unit}" for unit, value in row.items()))
-    result = {"ratios": ratios, "environment": environment, "milliseconds": milliseconds}
-    measure.write(arguments.json, {**result, "limits": {"machine": limits, **bounds}, "memory": held})
+
+    result = {
+        "ratios": {},
+        "environment": environment,
+        "milliseconds": {},
+        "limits": {},
+        "memory": held,
+        "measured": {},
+    }
+    if arguments.only and arguments.json and arguments.json.exists():
+        result = json.loads(arguments.json.read_text(encoding="utf-8")) | {"environment": environment, "memory": held}
+    result["limits"]["machine"] = limits
+    for make, variants in tqdm(problems, desc="problems", unit="problem"):
+        case = make()
+        if arguments.only and case.name not in arguments.only:
+            continue
+        torch._dynamo.reset()  # nothing compiled for one problem serves another
+        started = measure.conditions()
+        times, ours = measure_case(case, variants, rounds, device, quick)
+        result["measured"][case.name] = {"started": started, "ended": measure.conditions(), "rounds": rounds}
+        result["milliseconds"][case.name] = times
+        result["ratios"] |= ratios_of(case.name, times, ours)
+        done = work(case, case.name.startswith("trpo"))
+        result["limits"][case.name] = print_case(case.name, times, ours, done, limits)
+        measure.write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from ecomlib.families.base import take
 from ecomlib.learners import MAML, Inner, MAMLConfig, PPOStep, TRPOConfig, TRPOStep
 from ecomlib.learners.adaptation import adapt
 from ecomlib.learners.maml import PolicyObjective, Stage
+from ecomlib.learners.output_losses import of_clipped_surrogate, of_surrogate
 from ecomlib.learners.ppo import clipped_surrogate
 from ecomlib.learners.trpo import trust_region_step
 from ecomlib.policies import CategoricalMLP
@@ -204,11 +205,14 @@ class Loop:
 def disagreement(ours: Ours, loop: Loop) -> float:
     """Relative difference of the two outer gradients on the same episodes."""
     objective = ours.sample(Stopwatch(ours.device))
-    surrogate = ratio if loop.trust_region else partial(clipped_surrogate, clip=CLIP)
-    _, gradient = objective.gradient(ours.meta, lambda p, s: -surrogate(ours.policy, p, s.data, s.advantage))
+    if loop.trust_region:
+        surrogate, at_outputs = ratio, of_surrogate(ours.policy, ratio)
+    else:
+        surrogate, at_outputs = partial(clipped_surrogate, clip=CLIP), of_clipped_surrogate(ours.policy, CLIP)
+    _, gradient = objective.policy_gradient(ours.meta, surrogate, at_outputs)
     product = lambda stage, i: loop.rows(Trajectories(*(x[:, i : i + 1] for x in stage.data)), stage.advantage[:, i])
     theirs = loop.gradient(*([product(stage, i) for i in range(len(loop.markets))] for stage in objective.stages))
-    difference = torch.cat([g.flatten() for g in gradient]) - theirs
+    difference = torch.cat([g.flatten() for g in gradient]) + theirs  # ours ascends, theirs descends
     return (difference.abs().max() / theirs.abs().max()).item()
 
 

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..policies import Categorical, Policy
+from ..policies import Categorical, CategoricalMLP, Policy
 from ..rollout import Trajectories
 from ..surrogates import Surrogate, log_likelihood, ratio
 from .ppo import clipped_surrogate
+
+SOFTMAX = (Categorical, CategoricalMLP)
+"""Policies whose outputs are the logits of a softmax. These very classes: a subclass may read its outputs otherwise."""
 
 
 class AtOutputs(NamedTuple):
@@ -176,7 +179,7 @@ def _time_major(policy: Policy, outputs: list[Tensor], data: Episodes):
 def of_surrogate(policy: Policy, surrogate: Surrogate) -> OutputLoss:
     """Minus ``surrogate`` of ``policy``: written out for a softmax policy where this file has it, else by autograd at
     the outputs. The network must have one row of outputs per step; surrogates get no rewards."""
-    if isinstance(policy, Categorical) and surrogate in (log_likelihood, ratio):
+    if type(policy) in SOFTMAX and surrogate in (log_likelihood, ratio):
         return softmax_log_likelihood if surrogate is log_likelihood else softmax_ratio
     return by_autograd(lambda outputs, data: -surrogate(*_time_major(policy, outputs, data)))
 
@@ -184,7 +187,7 @@ def of_surrogate(policy: Policy, surrogate: Surrogate) -> OutputLoss:
 @cache
 def of_clipped_surrogate(policy: Policy, clip: float) -> OutputLoss:
     """Minus ``ppo.clipped_surrogate`` of ``policy``."""
-    if isinstance(policy, Categorical):
+    if type(policy) in SOFTMAX:
         return softmax_clipped_ratio(clip)
     return of_surrogate(policy, partial(clipped_surrogate, clip=clip))
 
@@ -192,7 +195,7 @@ def of_clipped_surrogate(policy: Policy, clip: float) -> OutputLoss:
 @cache
 def of_divergence(policy: Policy) -> OutputLoss:
     """KL(pi || itself) of ``policy``, averaged over the visited states of each task."""
-    if isinstance(policy, Categorical):
+    if type(policy) in SOFTMAX:
         return softmax_divergence
 
     def divergence(outputs: list[Tensor], data: Episodes) -> Tensor:
