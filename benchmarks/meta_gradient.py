@@ -392,7 +392,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds; every variant runs once a round (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--json", type=Path, help="file to write ratios, times, limits and environment to")
-    parser.add_argument("--only", nargs="+", help="names of problems; others that the --json file has stay as they are")
+    parser.add_argument(
+        "--only", nargs="+", help="problems (or memory); others that the --json file has stay as they are"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes and nothing compiled")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -415,22 +417,16 @@ def main() -> None:
     policy = lambda half, steps: with_steps(
         policy_gradient(products * half // 2, days[0], episodes, device, CLIP, ""), steps
     )
-    held = memory({"sinusoid": sine, "policy gradient": policy}, device)
-    print("\npeak memory")
-    for name, row in held.items():
-        print(f"  {name:42s}" + "; ".join(f"{value:.4g} {unit}" for unit, value in row.items()))
-
-    result = {
-        "ratios": {},
-        "environment": environment,
-        "milliseconds": {},
-        "limits": {},
-        "memory": held,
-        "measured": {},
-    }
+    result = {"ratios": {}, "environment": {}, "milliseconds": {}, "limits": {}, "memory": {}, "measured": {}}
     if arguments.only and arguments.json and arguments.json.exists():
-        result = json.loads(arguments.json.read_text(encoding="utf-8")) | {"environment": environment, "memory": held}
-    result["limits"]["machine"] = limits
+        result = json.loads(arguments.json.read_text(encoding="utf-8"))
+    result["environment"], result["limits"]["machine"] = environment, limits
+    if not arguments.only or "memory" in arguments.only:
+        result["memory"] = memory({"sinusoid": sine, "policy gradient": policy}, device)
+        print("\npeak memory")
+        for name, row in result["memory"].items():
+            print(f"  {name:42s}" + "; ".join(f"{value:.4g} {unit}" for unit, value in row.items()))
+        measure.write(arguments.json, result)
     for make, variants in tqdm(problems, desc="problems", unit="problem"):
         case = make()
         if arguments.only and case.name not in arguments.only:
