@@ -55,7 +55,7 @@ class Policy:
         return self._log_prob(self.distribution(parameters, observation, action), action)
 
     def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
-        """(...) Kullback-Leibler divergence KL(old || new) of two ``distribution``s."""
+        """(...) Kullback-Leibler divergence KL(old || new) of two results of ``distribution``."""
         raise NotImplementedError
 
     def sample(self, parameters: list[Tensor], observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

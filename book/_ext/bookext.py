@@ -26,7 +26,8 @@ ELSEWHERE = [
     ("py:.*", r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|typing|pathlib|pyarrow)\..*"),
     (
         "py:class",
-        r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy)",
+        r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
+        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update)",
     ),
 ]
 

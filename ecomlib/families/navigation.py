@@ -50,7 +50,7 @@ class PointNavigation:
     stride: float = 0.1
     """Longest move in each coordinate, units of length."""
     tolerance: float = 0.01
-    """The goal is reached when |dx| and |dy| are both below this, units of length."""
+    """The goal is reached when both coordinates differ by less than this, units of length."""
 
     def __post_init__(self):
         check(self, "horizon", lambda x: whole(x, 1), "a whole number >= 1")
