@@ -218,6 +218,8 @@ def disagreement(ours: Ours, loop: Loop) -> float:
 
 def timed(sides: dict, settings: list[str], rounds: int, least: float, device: str) -> dict[str, dict[str, Phases]]:
     """Medians over iterations of each phase and of the total, by side and setting; sides take turns."""
+    for side in sides.values():
+        side.iteration()  # what only a first call pays for
     phases = {(side, setting): [] for side in sides for setting in settings}
     for _ in tqdm(range(rounds), desc="timing", unit="round", leave=False):
         for (side, setting), found in phases.items():
@@ -246,7 +248,7 @@ def main() -> None:
     environment = measure.environment("rl_iteration", device, **sizes)
     print(", ".join(f"{name} {value}" for name, value in environment.items() if value is not None))
 
-    ratios, milliseconds, rates, differences = {}, {}, {}, {}
+    ratios, milliseconds, rates, differences, measured = {}, {}, {}, {}, {}
     for name, outer in (("ppo", PPOStep(epochs=1, clip=CLIP)), ("trpo", TRPOStep())):
         for nominal, days in ((20, 3 if quick else 20), (50, 5 if quick else 50)):
             key = f"{name}_{nominal}"
@@ -255,8 +257,10 @@ def main() -> None:
             differences[key] = disagreement(ours, loop)
             if not differences[key] < AGREEMENT:
                 raise SystemExit(f"{key}: the loop's gradient is off ours by {differences[key]:.1e}")
+            started = measure.conditions()
             times = timed({"loop": loop, "ours": ours}, settings, rounds, 0.0 if quick else 0.3, device)
             best = {side: min(found.values(), key=lambda phases: phases["total"]) for side, found in times.items()}
+            measured[key] = {"started": started, "ended": measure.conditions()}
             milliseconds[key] = times
             ratios[f"{key}_vs_loop"] = best["loop"]["total"] / best["ours"]["total"]
             plain = {side: found["default"]["total"] for side, found in times.items()}
@@ -267,8 +271,8 @@ def main() -> None:
                 ratios[f"sampling_{nominal}_vs_loop"] = sampling["loop"] / sampling["ours"]
             rates[key] = {f"{side}, env-steps/s with adaptation": 1e3 * steps / sampling[side] for side in best}
             print_phases(f"{name.upper()}-MAML, {days} days", best, ratios[f"{key}_vs_loop"])
-    result = {"ratios": ratios, "environment": environment, "milliseconds": milliseconds, "rates": rates}
-    measure.write(arguments.json, {**result, "disagreement": differences})
+            result = {"ratios": ratios, "environment": environment, "milliseconds": milliseconds, "rates": rates}
+            measure.write(arguments.json, {**result, "disagreement": differences, "measured": measured})
 
 
 def print_phases(title: str, best: dict[str, Phases], total_ratio: float) -> None:
