@@ -348,7 +348,7 @@ def navigator(outer, compact, budget=400):
     return MAML(POLICY, Inner(steps=2, lr=(0.5, 0.25)), outer, config)
 
 
-@pytest.mark.parametrize("outer", [PPOStep(), TRPOStep(transitions=50)])
+@pytest.mark.parametrize("outer", [PPOStep(), TRPOStep()])
 def test_steps_alone_give_the_numbers_of_whole_episodes(outer):
     """``MAMLConfig.compact`` changes shapes and speed, no gradient and no step."""
     near = PointNavigation(outer=0.1, tolerance=0.05)  # episodes of very different lengths
