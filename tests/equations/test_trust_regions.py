@@ -106,7 +106,7 @@ def test_surrogate_objective(discount):
 
 @pytest.mark.parametrize("discount", [1.0, 0.8])
 def test_first_order_agreement(discount):
-    """(eq-surrogate-first-order): value and gradient agree at the old policy; the error of the value is of second order."""
+    """(eq-surrogate-first-order): value and gradient agree at the old policy; the value's error is of second order."""
     tasks, theta = random_mdps(0), parameters(1)
     left = surrogate_objective(tasks, theta, theta, discount)
     right = expected_return(SHOP, tasks, POLICY, theta, discount)
