@@ -231,6 +231,7 @@ def test_training_improves_adaptation():
         (lambda: MAMLConfig(stage_weights=(0, 0)), "MAMLConfig.stage_weights"),
         (lambda: MAMLConfig(tasks=1, sampling=True), "MAMLConfig.sampling = True; allowed"),
         (lambda: MAMLConfig(chunk=0), "MAMLConfig.chunk = 0; allowed"),
+        (lambda: MAMLConfig(by_hand=1), "MAMLConfig.by_hand = 1; allowed"),
         (lambda: MAMLConfig(advantage=3), "MAMLConfig.advantage = 3; allowed"),
         (lambda: learner(config=MAMLConfig(stage_weights=(1.0,))), "MAMLConfig.stage_weights = .*; allowed"),
         (lambda: PPOStep(lr=0), "PPOStep.lr = 0; allowed"),

@@ -21,7 +21,7 @@ from ..returns import Advantage, leave_one_out_advantage
 from ..rollout import Trajectories, rollout
 from ..surrogates import Surrogate, dice, sampling_term
 from . import mlp_adjoint
-from .adaptation import Inner, adapt, check_finite
+from .adaptation import Inner, adapt
 from .meta import MetaLearner, MetaObjective, OuterStep, iteration_generator, split_meta
 from .output_losses import Episodes, OutputLoss, of_divergence, of_surrogate
 
@@ -58,7 +58,6 @@ class MAMLConfig:
     compact: bool = False
     """Differentiate the steps before an episode's end alone, as episodes of one step. The same numbers, faster where
     episodes end early; not for ``dice`` and recurrent policies, which need whole episodes."""
-
     by_hand: bool = True
     """Differentiate tanh MLPs by the formulas of ``mlp_adjoint`` instead of autograd: the same numbers, faster. Where
     it does not apply (other networks, the sampling term) or does not pay (ReLU), autograd is used."""
@@ -77,7 +76,8 @@ class MAMLConfig:
             "True (with tasks >= 2) or False",
         )
         check(self, "chunk", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
-        check(self, "compact", lambda x: isinstance(x, bool), "True or False")
+        for field in ("compact", "by_hand"):
+            check(self, field, lambda x: isinstance(x, bool), "True or False")
 
 
 class MAML(MetaLearner):
@@ -193,37 +193,21 @@ class PolicyObjective(MetaObjective):
     ) -> tuple[float, list[Tensor]]:
         """Mean over tasks of the weighted ``surrogate`` of the adapted policies, and its gradient, to be ascended.
         ``at_outputs`` is the surrogate's negative as ``mlp_adjoint`` wants it."""
-        if not self.by_hand:
+        if self.by_hand:
+            episodes = [Episodes.of(stage.data, stage.advantage) for stage in self.stages]
+            inner = of_surrogate(self.policy, self.inner.surrogate)
+            pairs = list(zip(episodes, episodes))  # D_k is the support of step k + 1 and the query of phi_k
+            value, gradient = self.gradient_by_hand(meta, self.policy.network, inner, at_outputs, pairs)
+        else:
             outer = lambda phi, stage: -surrogate(self.policy, phi, stage.data, stage.advantage)
             value, gradient = self.gradient(meta, outer)
-            return -value, [-g for g in gradient]
-        theta, sizes = self._theta_and_sizes(meta)
-        episodes = [Episodes.of(stage.data, stage.advantage) for stage in self.stages]
-        found = mlp_adjoint.meta_gradient(
-            self.policy.network,
-            of_surrogate(self.policy, self.inner.surrogate),
-            theta,
-            episodes[:-1],
-            episodes,
-            sizes,
-            outer=at_outputs,
-            stage_weights=self.weights,
-            first_order=self.inner.first_order,
-            learn_lr=self.inner.learn_lr,
-            chunk=None if self.chunk == self.tasks else self.chunk,
-        )
-        check_finite("meta-loss", [found.loss])
-        gradient = [-g for g in found.gradient]
-        if self.inner.learn_lr:  # one step size for all steps
-            gradient += [-sum(step[i] for step in found.by_step_size) for i in self.inner.adapts(theta)]
-        check_finite("meta-gradient", gradient, tasks=False)
-        return -found.loss.mean().item(), gradient
+        return -value, [-g for g in gradient]
 
     def fisher_vector_product(
         self, meta: list[Tensor], stages: Sequence[Stage]
     ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         """v -> J^T F J v by hand, for the weighted divergence on ``stages`` (see ``outer``)."""
-        theta, sizes = self._theta_and_sizes(meta)
+        theta, sizes = self.theta_and_sizes(meta)
         episodes = [Episodes.of(stage.data, stage.advantage) for stage in stages]
         return mlp_adjoint.fisher_vector_product(
             self.policy.network,
@@ -236,15 +220,6 @@ class PolicyObjective(MetaObjective):
             stage_weights=[w / sum(self.weights) for w in self.weights],
             first_order=self.inner.first_order,
         )
-
-    def _theta_and_sizes(self, meta: list[Tensor]) -> tuple[list[Tensor], list[list[Any]]]:
-        """theta, and for each inner step the step size of each parameter, 0 where it does not adapt."""
-        theta, learned = split_meta(self.inner, [p.detach() for p in meta])
-        adapts, sizes = self.inner.adapts(theta), []
-        for step in range(self.inner.steps):
-            own = [self.inner.rate(step)] * len(adapts) if learned is None else learned
-            sizes.append([own[adapts.index(i)] if i in adapts else 0.0 for i in range(len(theta))])
-        return theta, sizes
 
     def _sampling_loss(self, phi: Sequence[list[Tensor]], stages: Sequence[Stage]) -> Tensor:
         """(M,) E-MAML's term for every support set, each under the parameters that collected it, negated."""

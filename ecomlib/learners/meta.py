@@ -12,7 +12,10 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..families.base import check, number, require, whole
+from ..networks import MLP
+from . import mlp_adjoint
 from .adaptation import Inner, Loss, adapt, check_finite
+from .output_losses import OutputLoss
 
 
 class MetaObjective:
@@ -69,6 +72,48 @@ class MetaObjective:
                     total += g
         check_finite("meta-gradient", gradient, tasks=False)
         return value, gradient
+
+    def gradient_by_hand(
+        self,
+        meta: list[Tensor],
+        network: MLP,
+        inner: OutputLoss,
+        outer: OutputLoss,
+        stages: Sequence[Any],
+        **options: Any,
+    ) -> tuple[float, list[Tensor]]:
+        """As ``gradient``, by ``mlp_adjoint.meta_gradient``: ``inner`` and ``outer`` are losses of the outputs, and
+        ``stages`` hold for each stage what it is adapted on and what it is scored on, (support, query)."""
+        theta, sizes = self.theta_and_sizes(meta)
+        found = mlp_adjoint.meta_gradient(
+            network,
+            inner,
+            theta,
+            [support for support, _ in stages[:-1]],
+            [query for _, query in stages],
+            sizes,
+            outer=outer,
+            stage_weights=self.weights,
+            first_order=self.inner.first_order,
+            learn_lr=self.inner.learn_lr,
+            chunk=None if self.chunk == self.tasks else self.chunk,
+            **options,
+        )
+        check_finite("meta-loss", [found.loss])
+        gradient = list(found.gradient)
+        if self.inner.learn_lr:  # one step size for all steps
+            gradient += [sum(step[i] for step in found.by_step_size) for i in self.inner.adapts(theta)]
+        check_finite("meta-gradient", gradient, tasks=False)
+        return found.loss.mean().item(), gradient
+
+    def theta_and_sizes(self, meta: list[Tensor]) -> tuple[list[Tensor], list[list[Any]]]:
+        """theta, and for each inner step the step size of each parameter, 0 where it does not adapt."""
+        theta, learned = split_meta(self.inner, [p.detach() for p in meta])
+        adapts, sizes = self.inner.adapts(theta), []
+        for step in range(self.inner.steps):
+            own = [self.inner.rate(step)] * len(adapts) if learned is None else learned
+            sizes.append([own[adapts.index(i)] if i in adapts else 0.0 for i in range(len(theta))])
+        return theta, sizes
 
     def value(self, meta: list[Tensor], outer: Loss) -> float:
         """Mean over tasks of the weighted loss, without a gradient."""

@@ -19,7 +19,7 @@ from .maml import PolicyObjective, Stage
 from .meta import adam_step
 from .output_losses import of_clipped_surrogate, of_surrogate
 from .ppo import clipped_surrogate
-from .trpo import TRPOConfig, trust_region_step
+from .trpo import TRPOConfig, fisher_vector_product, mean_kl, trust_region_step
 
 
 def _rates(objective: PolicyObjective, meta: list[Tensor], lr: float, log_std_lr: float | None) -> list[float]:
@@ -151,8 +151,7 @@ def _weighted_kl(objective: PolicyObjective, old: Sequence, phi: Sequence, stage
     terms = []
     for w, before, p, (data, *_) in zip(objective.weights, old, phi, stages):
         if w:
-            kl = objective.policy.kl(before, objective.policy.distribution(p, data.observation, data.action))
-            terms.append(w / total * (kl * data.mask).sum((0, 2)) / data.mask.sum((0, 2)))
+            terms.append(w / total * mean_kl(objective.policy, before, p, data))
     return torch.stack(terms).sum(0)
 
 
@@ -182,24 +181,22 @@ def adapted_fisher_vector_product(
                 continue
             moving = [i for i, q in enumerate(p) if q.requires_grad]
             own = [q.detach().requires_grad_() for q in p]
-            new = policy.distribution(own, data.observation, data.action)
-            kl = policy.kl(tuple(d.detach() for d in new), new)
-            kl = ((kl * data.mask).sum((0, 2)) / data.mask.sum((0, 2))).sum() * (w / total / objective.tasks)
-            slope = torch.autograd.grad(kl, own, create_graph=True)
+            old = tuple(d.detach() for d in policy.distribution(p, data.observation, data.action))
+            kl = mean_kl(policy, old, own, data) * (w / total / objective.tasks)
+            fisher = fisher_vector_product(kl, own)
             cotangent = [torch.zeros_like(q).requires_grad_() for q in p]
             pulled = torch.autograd.grad(
                 [p[i] for i in moving], leaves, [cotangent[i] for i in moving], create_graph=True, allow_unused=True
             )
             pulled = [g if g is not None else torch.zeros_like(q) for g, q in zip(pulled, leaves)]
-            parts.append(([p[i] for i in moving], moving, own, slope, cotangent, pulled))
+            parts.append(([p[i] for i in moving], moving, fisher, cotangent, pulled))
 
     def product(vector: Sequence[Tensor]) -> list[Tensor]:
         result = [torch.zeros_like(q) for q in leaves]
-        for phi, moving, own, slope, cotangent, pulled in parts:
+        for phi, moving, fisher, cotangent, pulled in parts:
             along = sum((g * v).sum() for g, v in zip(pulled, vector))
-            pushed = torch.autograd.grad(along, cotangent, retain_graph=True, allow_unused=True)  # J v
-            curved = sum((g * v).sum() for g, v in zip(slope, pushed) if v is not None)
-            image = torch.autograd.grad(curved, own, retain_graph=True)  # F J v
+            pushed = torch.autograd.grad(along, cotangent, retain_graph=True, materialize_grads=True)  # J v
+            image = fisher(pushed)  # F J v
             back = torch.autograd.grad(phi, leaves, [image[i] for i in moving], retain_graph=True, allow_unused=True)
             for total_, g in zip(result, back):
                 if g is not None:

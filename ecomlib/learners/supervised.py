@@ -160,34 +160,13 @@ class SupervisedObjective(MetaObjective):
     def gradient(self, meta: list[Tensor], outer: Any) -> tuple[float, list[Tensor]]:
         """As in ``MetaObjective``, by the engine that the learner was given. The compiled ``torch.func`` engine gives
         no loss: it is computed besides."""
-        learner, (*support, query) = self.learner, self.stages
-        if not (learner.by_hand or learner.compile):
-            return super().gradient(meta, outer)
-        theta, learned = split_meta(self.inner, [p.detach() for p in meta])
-        if not learner.by_hand:
-            gradient = _compiled(learner)(theta, [tuple(data) for data in support], tuple(query))
+        learner, data = self.learner, [tuple(stage) for stage in self.stages]
+        if learner.by_hand:
+            loss = AT_OUTPUTS[learner.of_outputs]
+            pairs = [(support, data[-1]) for support in data]
+            return self.gradient_by_hand(meta, learner.network, loss, loss, pairs, compile=learner.compile)
+        if learner.compile:
+            gradient = _compiled(learner)([p.detach() for p in meta], data[:-1], data[-1])
             check_finite("meta-gradient", gradient, tasks=False)
             return self.value(meta, outer), gradient
-        adapts, sizes = self.inner.adapts(theta), []
-        for step in range(self.inner.steps):
-            own = [self.inner.rate(step)] * len(adapts) if learned is None else learned
-            sizes.append([own[adapts.index(i)] if i in adapts else 0.0 for i in range(len(theta))])
-        found = mlp_adjoint.meta_gradient(
-            learner.network,
-            AT_OUTPUTS[learner.of_outputs],
-            theta,
-            [tuple(data) for data in support],
-            [tuple(query)] * (self.inner.steps + 1),
-            sizes,
-            stage_weights=self.weights,
-            first_order=self.inner.first_order,
-            learn_lr=learned is not None,
-            chunk=None if self.chunk == self.tasks else self.chunk,
-            compile=learner.compile,
-        )
-        check_finite("meta-loss", [found.loss])
-        gradient = list(found.gradient)
-        if learned is not None:  # one step size for all steps
-            gradient += [sum(step[i] for step in found.by_step_size) for i in adapts]
-        check_finite("meta-gradient", gradient, tasks=False)
-        return found.loss.mean().item(), gradient
+        return super().gradient(meta, outer)
