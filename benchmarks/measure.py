@@ -131,12 +131,12 @@ def missing_peers() -> list[str]:
 def environment(benchmark: str, device: str, **settings: object) -> dict[str, object]:
     """Where and with what a result was measured."""
     packages = {name: _version(name) for name in ("torch", "numpy", *PEERS.values())}
-    hardware = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else _processor()
+    hardware = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else processor()
     options = [Path(o).name if i and sys.argv[i] == "--json" else o for i, o in enumerate(sys.argv[1:])]
     return {
         "command": " ".join([f"python -m benchmarks.{benchmark}", *options]),
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": hardware,
         "cores": os.cpu_count(),
         "device": device,
@@ -177,7 +177,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that is checked out, with "+" if files were changed since."""
     git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
     try:
@@ -187,7 +187,8 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model name of the CPU."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

@@ -26,7 +26,6 @@ import json
 import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +36,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from benchmarks import measure
+from ecomlib.evaluation.adaptation import AdaptationReturns, adaptation_returns
 from ecomlib.evaluation.statistics import t_interval
 from ecomlib.families import Goals, PointNavigation
 from ecomlib.learners import MAML, Inner, MAMLConfig, MetaTraining, PPOStep, TRPOConfig, TRPOStep
@@ -155,36 +156,21 @@ def train(method: str, seed: int, protocol: Protocol, checkpoint: Path, device: 
     return {"meta": state.meta, "curve": curve, "seconds": seconds + time.process_time() - started}
 
 
-def adapt_and_test(meta: list[Tensor], goals: Goals, protocol: Protocol) -> Tensor:
-    """(steps + 1, M) mean return of each goal's episodes after 0, 1, ... adaptation steps."""
+def adapt_and_test(meta: list[Tensor], goals: Goals, protocol: Protocol) -> AdaptationReturns:
+    """Mean return of each goal's episodes after 0, 1, ... adaptation steps."""
     tester = learner("trpo", protocol, protocol.test_transitions)
-    steps = protocol.test_steps
-    phi, stages = tester.train_task(meta, FAMILY, goals, protocol.test_seed, steps)
-    data = [stage.data for stage in stages]
-    data.append(tester.evaluate_task(phi[-1], FAMILY, goals, protocol.test_seed, episode=steps))
-    return torch.stack([d.returns.sum(-1) / d.mask[0].sum(-1) for d in data])
+    return adaptation_returns(tester, meta, FAMILY, goals, protocol.test_steps, protocol.test_seed)
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     """What produced a result, apart from the settings."""
-
-    def git(*words: str) -> str:
-        where = Path(__file__).parent
-        found = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=False)
-        return found.stdout.strip()
-
-    processor = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
-    changed = git("status", "--porcelain", "--", "../ecomlib", "navigation.py")
     on_gpu = torch.device(arguments.device).type == "cuda"
     return {
         "command": "python -m benchmarks.navigation " + shlex.join(sys.argv[1:]),
-        "library": git("rev-parse", "--short=10", "HEAD") + (" with uncommitted changes" if changed else ""),
+        "library": measure.commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if on_gpu else processor,
+        "device": torch.cuda.get_device_name() if on_gpu else measure.processor(),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "matmul": "oneDNN, torch.backends.mkldnn.matmul.fp32_precision = 'bf16' (error as float32 without AMX)"
@@ -198,7 +184,8 @@ def result(arguments: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
     trained = train(arguments.method, arguments.seed, protocol, arguments.checkpoint, arguments.device)
     started = time.process_time()
     goals = FAMILY.test_goals(arguments.device)
-    returns = adapt_and_test(trained["meta"], goals, protocol).cpu()
+    tested = adapt_and_test(trained["meta"], goals, protocol)
+    returns = tested.returns.cpu()
     mean = returns.mean(1)
     published = PUBLISHED["TRPO-MAML, 2017"][0]
     return {
@@ -209,7 +196,7 @@ def result(arguments: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
         "half_width": (1.96 * returns.std(1) / returns.shape[1] ** 0.5).tolist(),
         "median_return": returns.median(1).values.tolist(),
         "share_below_-10": (returns < -10).double().mean(1).tolist(),
-        "share_diverged": (~returns.isfinite()).double().mean(1).tolist(),
+        "share_diverged": tested.diverged_share.tolist(),
         "return_by_step_and_goal": [[round(r, 4) for r in row] for row in returns.tolist()],
         "oracle_return": FAMILY.oracle_return(goals).mean().item(),
         "blind_return": FAMILY.blind_return(goals).mean().item(),

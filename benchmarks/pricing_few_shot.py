@@ -23,7 +23,6 @@ import argparse
 import json
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from benchmarks import measure
 from ecomlib.baselines import GreedyBayes, Thompson
 from ecomlib.evaluation.statistics import normalised_score, paired_difference, t_interval
 from ecomlib.families import LogitPricing, split, take
@@ -274,22 +274,12 @@ def merged(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What produced a result, apart from the settings."""
-
-    def git(*words: str) -> str:
-        where = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=False).stdout.strip()
-
-    processor = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
-    changed = git("status", "--porcelain", "--", "../ecomlib", "pricing_few_shot.py")
     return {
         "command": "python -m benchmarks.pricing_few_shot " + shlex.join(sys.argv[1:]),
-        "library": git("rev-parse", "--short=10", "HEAD") + (" with uncommitted changes" if changed else ""),
+        "library": measure.commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": processor,
+        "device": measure.processor(),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
     }

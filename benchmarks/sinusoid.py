@@ -28,6 +28,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from benchmarks import measure
 from ecomlib.evaluation.statistics import interquartile_mean
 from ecomlib.families.base import split
 from ecomlib.families.sinusoid import Sinusoid, Waves
@@ -257,19 +258,11 @@ def report(results: dict, arguments: argparse.Namespace, began: str) -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": measure.processor(),
+        "commit": measure.commit(),
         "seconds": round(sum(found["seconds"] for found in results.values())),
     }
     return {"ratios": ratios, "environment": environment, "results": results}
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
