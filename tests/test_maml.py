@@ -23,6 +23,7 @@ from ecomlib.learners import (
 )
 from ecomlib.learners.adaptation import meta_gradient
 from ecomlib.learners.maml import Stage
+from ecomlib.learners.meta import adam_step
 from ecomlib.learners.outer import adapted_fisher_vector_product, thin
 from ecomlib.learners.output_losses import of_surrogate
 from ecomlib.learners.supervised import Examples, cross_entropy_loss, mean_squared_error
@@ -66,6 +67,20 @@ def test_each_stage_was_collected_by_its_own_parameters_with_fresh_luck():
     assert not torch.equal(again.stages[0].data.action, objective.stages[0].data.action)
 
 
+def test_no_round_of_episodes_is_numbered_twice():
+    """Two stages with one number would meet the same shoppers: the query would be the support's luck again."""
+    numbers = []
+
+    def collect(family, tasks, policy, parameters, seed, episode):
+        numbers.append(episode)
+        return rollout(family, tasks, policy, parameters, 4, seed, episode)
+
+    maml = learner(steps=2, config=MAMLConfig(3, 4, collect=collect))
+    for iteration in range(3):
+        maml.objective(SHOP, start(maml), seed=0, iteration=iteration)
+    assert len(numbers) == 9 and len(set(numbers)) == 9
+
+
 def test_train_and_evaluate_do_not_share_luck_by_default():
     maml = learner()
     tasks = sample_tasks(SHOP, 4, torch.Generator().manual_seed(0))
@@ -96,15 +111,18 @@ def test_recurrent_policy_acts_as_it_is_scored():
 
 
 # ------------------------------------------------------------------------------------------- outer steps
-@pytest.mark.parametrize("weights", [None, (0.2, 0.3, 0.5)])
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("weights", [None, (0.2, 0.3, 0.5), (0.5, 1.0, 1.5)])
 @pytest.mark.parametrize("change", [{}, {"adapted": (2, 3)}, {"learn_lr": True}])
-def test_fisher_vector_product_is_the_hessian_of_the_divergence(weights, change):
-    """Equation (eq-adapted-fisher): J^T F J is the second derivative of the adapted policies' KL divergence."""
-    maml = learner(steps=2, config=MAMLConfig(4, 10, stage_weights=weights, chunk=3), **change)
+def test_fisher_vector_product_is_the_hessian_of_the_divergence(weights, change, by_hand):
+    """Equation (eq-adapted-fisher): J^T F J is the second derivative of the adapted policies' KL divergence, a mean
+    over stages by their weights, whatever these add up to."""
+    config = MAMLConfig(4, 10, stage_weights=weights, chunk=3, by_hand=by_hand)
+    maml = learner(steps=2, config=config, **change)
     meta = start(maml)
     meta = [m.abs() if i >= 4 else m for i, m in enumerate(meta)]
     objective = maml.objective(SHOP, meta, 0, 0)
-    weights = objective.weights
+    weights = [w / sum(objective.weights) for w in objective.weights]
 
     def divergence(meta, old):
         total, adapted = 0.0, []
@@ -192,6 +210,33 @@ def test_ppo_step_is_adam_on_the_clipped_surrogate():
     for before, after, g in zip(meta, new, gradient):
         expected = -0.01 * g / (g.abs() + 1e-8)
         assert torch.allclose(after - before, expected, atol=1e-12)
+
+
+def test_the_radius_is_of_the_mean_divergence_whatever_the_weights_add_up_to():
+    """Doubling all stage weights doubles the objective and moves theta to the same place."""
+    found = []
+    for scale in (1, 2):
+        weights = tuple(scale * w for w in (0.2, 0.3, 0.5))
+        maml = learner(TRPOStep(), steps=2, config=MAMLConfig(4, 10, stage_weights=weights))
+        found.append(maml.outer.update(maml.objective(SHOP, start(maml), 0, 0), start(maml), None)[2])
+    assert found[0]["kl"] == pytest.approx(found[1]["kl"], rel=1e-3)
+    assert 2 * found[0]["improvement"] == pytest.approx(found[1]["improvement"], rel=1e-3)
+
+
+def test_adam_remembers_between_iterations():
+    """The function is torch's Adam, its moments carried along, with a step size for each parameter."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [[torch.randn(3, generator=generator) for _ in range(2)] for _ in range(4)]
+    meta, memory = [torch.zeros(3), torch.ones(3)], None
+    theirs = [p.clone().requires_grad_() for p in meta]
+    optimiser = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip(theirs, (0.1, 0.02))])
+    for gradient in gradients:
+        meta, memory = adam_step(meta, gradient, [0.1, 0.02], memory)
+        for p, g in zip(theirs, gradient):
+            p.grad = g.clone()
+        optimiser.step()
+    for a, b in zip(meta, theirs):
+        assert torch.allclose(a, b, rtol=1e-12)
 
 
 def test_outer_steps_have_the_published_names():
