@@ -24,11 +24,12 @@ SEEN := ! -path '*/.*' ! -path '* *' ! -path 'book/axe*' ! -name __pycache__ ! -
 SOURCES := _config.yml _toc.yml $(shell find chapters book ecomlib -type f $(SEEN) 2>/dev/null) \
   $(patsubst book,book/.,$(shell find chapters book ecomlib -type d ! -path book/tools $(SEEN) 2>/dev/null))
 
-.PHONY: help book test execute run-times diagrams browser clean
+.PHONY: help book test test-extended execute run-times diagrams browser clean
 
 help:
 	@echo 'make book              install into .venv if needed, then build the book: _build/html/index.html'
 	@echo 'make test              the same environment, then every check (builds the book first when it is out of date)'
+	@echo 'make test-extended     a hundred kills and a load test: the checks that take minutes each'
 	@echo 'make execute           run every chapter and store its outputs; CHAPTER=pricing for one'
 	@echo 'make run-times         verify every chapter alone, one after another, and record how long each took'
 	@echo 'make diagrams          draw book/diagrams/*.mmd again where the source changed (needs npm and a browser)'
@@ -66,6 +67,10 @@ book: $(INSTALLED)
 test: $(BUILT)
 	@echo 'Checking: library, equations, chapters (each is executed once), pages'
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-extended: $(INSTALLED)
+	@echo 'Checking what takes longer: kills at random moments, the service under load'
+	@$(BIN)/python -m pytest -m extended -p no:nbval -o addopts='-rx --import-mode=importlib --strict-markers' tests
 
 execute: $(INSTALLED)
 	@$(BIN)/python book/tools/execute.py $(CHAPTER)

@@ -88,22 +88,15 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 def _record() -> dict:
     from importlib.metadata import version
 
+    from ecomlib.environment import processor
+
     packages = ", ".join(f"{name} {version(name).split('+')[0]}" for name in ("torch", "numpy", "pandas", "matplotlib"))
     environment = {
         "Date": datetime.date.today().isoformat(),
-        "Processor": _processor(),
+        "Processor": processor(),
         "System": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "Packages": packages,
         "Threads": f"{os.environ['OMP_NUM_THREADS']} per chapter, {os.cpu_count()} processors in the machine",
     }
     return {"environment": environment, "seconds": {k: round(v, 1) for k, v in sorted(SECONDS.items())}}
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -7,19 +7,19 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
+
+from ecomlib.environment import commit, distribution_version, processor
 
 PEERS = {"higher": "higher", "torchopt": "torchopt", "metalearn": "parallel-metalearn"}
 """Module that a peer is imported as -> name of its distribution."""
@@ -125,12 +125,12 @@ def peak_memory(run: Callable[[], object], device: str) -> float:
 
 def missing_peers() -> list[str]:
     """Distributions of ``PEERS`` that are not installed."""
-    return [name for name in PEERS.values() if not _version(name)]
+    return [name for name in PEERS.values() if not distribution_version(name)]
 
 
 def environment(benchmark: str, device: str, **settings: object) -> dict[str, object]:
     """Where and with what a result was measured."""
-    packages = {name: _version(name) for name in ("torch", "numpy", *PEERS.values())}
+    packages = {name: distribution_version(name) for name in ("torch", "numpy", *PEERS.values())}
     hardware = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else processor()
     options = [Path(o).name if i and sys.argv[i] == "--json" else o for i, o in enumerate(sys.argv[1:])]
     return {
@@ -168,33 +168,6 @@ def print_environment(environment: dict[str, object], limits: dict[str, float]) 
     print(", ".join(f"{name} {value:.0f}" for name, value in limits.items()))
     if missing := missing_peers():
         print(f"missing: {', '.join(missing)}. `pip install .[benchmarks]` adds them.")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """The commit that is checked out, with "+" if files were changed since."""
-    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
-    try:
-        head, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "-uno", "--", "..")
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _rounded(value):

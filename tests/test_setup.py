@@ -97,19 +97,31 @@ def test_the_lock_is_complete():
 
 
 def test_the_library_declares_what_it_imports_and_the_lock_is_within_its_ranges():
+    """What an extra brings is imported where it is used, inside a function, or in the part that is the extra."""
     pins = lock()
-    declared = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
-    for name, requirement in declared.items():
-        assert requirement.specifier.contains(pins[name]), requirement
-    imported = set()
+    extras = [r for name in ("export", "serve", "track") for r in PROJECT["optional-dependencies"][name]]
+    declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+    needed, optional = set(), set()
     for path in (ROOT / "ecomlib").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                imported.add(node.module.split(".")[0])
-    assert imported, "the library was not found"
-    assert imported - set(sys.stdlib_module_names) - {"ecomlib"} <= set(declared)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        needed |= imported(tree.body if path.parent.name != "serving" else [])
+        optional |= imported(ast.walk(tree))
+    assert needed, "the library was not found"
+    assert needed <= declared
+    assert optional <= declared | {canonicalize_name(Requirement(r).name) for r in extras}
+
+
+def imported(nodes):
+    """Other distributions that these nodes import."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return {canonicalize_name(name) for name in names - set(sys.stdlib_module_names) - {"ecomlib"}}
 
 
 def test_versions_agree():

@@ -63,6 +63,7 @@ class PointNavigation:
     noise_size = 0
     observation_size = 2
     actions = 0
+    action_size = 2
 
     def tasks(self, task_id: Tensor) -> Goals:
         """The goals named by ``task_id`` (M,): a function of the id alone."""

@@ -1,0 +1,327 @@
+"""What a training run depends on, as one frozen dataclass: the command line's flags, ``config.toml`` and the library
+are three ways to write the same thing (chapter "Running experiments")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+import tyro
+from torch import Tensor
+
+from .families import LogitPricing, PointNavigation, ShopMDP
+from .families.base import TaskFamily, check, number, whole
+from .learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, ReptileStep, TRPOStep
+from .networks import GRU, MLP, Network
+from .policies import Categorical, Gaussian, Policy
+from .returns import (
+    Advantage,
+    leave_one_out_advantage,
+    linear_feature_advantage,
+    per_transition,
+    same_step_advantage,
+    standardise,
+)
+from .rollout import Trajectories, rollout_transitions
+from .surrogates import dice, log_likelihood, low_variance_curvature, ratio
+
+FAMILIES = {"pricing": LogitPricing, "navigation": PointNavigation, "shop": ShopMDP}
+"""Name on the command line -> task family."""
+OUTER = {
+    "ppo-maml": PPOStep,
+    "rl-maml": ReinforceStep,
+    "trpo-maml": TRPOStep,
+    "reptile": ReptileStep,
+    "fomaml": PPOStep,
+    "anil": PPOStep,
+    "meta-sgd": PPOStep,
+    "recurrent-ppo": PPOStep,
+}
+"""Name of an algorithm -> its outer step. The last four are PPO-MAML without second derivatives, with only the last
+layer adapting, with a step size learned for every parameter; and PPO on a policy with a memory and no inner step."""
+SURROGATES = {
+    "log_likelihood": log_likelihood,
+    "ratio": ratio,
+    "low_variance_curvature": low_variance_curvature,
+    "dice": dice,
+}
+
+
+def _check_name(config: object, field: str, names: tuple[str, ...]) -> None:
+    check(config, field, lambda x: isinstance(x, str) and x in names, f"one of {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The policy: what it sees, its network, its distribution (softmax where actions are numbered, else Gaussian)."""
+
+    network: Literal["mlp", "gru"] = "mlp"
+    """mlp, or gru: a recurrent network that remembers the episode so far."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer; a gru has one."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Between the layers of an mlp."""
+    inputs: tuple[int, ...] | None = None
+    """Numbers of the observation's entries that an mlp sees; None is all."""
+    minimum_std: float = 0.0
+    """Lower bound of a Gaussian policy's standard deviation."""
+
+    def __post_init__(self):
+        _check_name(self, "network", ("mlp", "gru"))
+        _check_name(self, "activation", ("tanh", "relu"))
+        sizes = lambda x: isinstance(x, tuple) and all(whole(size, 1) for size in x)
+        check(self, "hidden", sizes, "whole numbers >= 1, one for each hidden layer")
+        check(self, "hidden", lambda x: self.network == "mlp" or len(x) == 1, "one whole number >= 1 for a gru")
+        chosen = lambda x: isinstance(x, tuple) and len(x) > 0 and all(whole(i, 0) for i in x)
+        check(self, "inputs", lambda x: x is None or chosen(x), "None or whole numbers >= 0")
+        check(self, "inputs", lambda x: x is None or self.network == "mlp", "None with a gru")
+        check(self, "minimum_std", lambda x: number(x) and x >= 0, "a finite number >= 0")
+
+    def build(self, family: TaskFamily) -> Policy:
+        """A policy for ``family``."""
+        seen = family.observation_size
+        if self.inputs is not None:
+            check(self, "inputs", lambda x: max(x) < seen, f"numbers of the {seen} entries of an observation, from 0")
+        outputs = family.actions or getattr(family, "action_size", 1)
+        if self.network == "gru":
+            network: Network = GRU(seen, self.hidden[0], outputs)
+        elif self.inputs is None:
+            network = MLP((seen, *self.hidden, outputs), getattr(torch, self.activation))
+        else:
+            network = Inputs(
+                MLP((len(self.inputs), *self.hidden, outputs), getattr(torch, self.activation)), self.inputs
+            )
+        return Categorical(network) if family.actions else Gaussian(network, minimum_std=self.minimum_std)
+
+
+class Inputs:
+    """A network that sees only some entries of an observation: what it does not see reaches it by adaptation alone."""
+
+    def __init__(self, network: MLP, inputs: tuple[int, ...]):
+        self.network, self.inputs = network, list(inputs)
+        self.output_size, self.tensors, self.head = network.output_size, network.tensors, network.head
+        self.initial = network.initial
+
+    def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
+        """(..., task, episode, observation) -> (..., task, episode, output)."""
+        return self.network.outputs(parameters, observation[..., self.inputs])
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """How a task is adapted to: ``learners.Inner`` by names."""
+
+    steps: int = 1
+    """Inner steps, each on support episodes of its own; 0 trains one policy for all tasks."""
+    lr: float | tuple[float, ...] = 0.1
+    """alpha, one for all steps or one a step; where it is learned, the first guess."""
+    surrogate: Literal["log_likelihood", "ratio", "low_variance_curvature", "dice"] = "ratio"
+    """Whose gradient is ascended (chapter "Meta-reinforcement learning")."""
+    own_unit: bool = False
+    """Divide each task's advantages by their standard deviation, so that one step size serves large and small tasks."""
+    first_order: bool = False
+    """Leave out second derivatives."""
+    adapts: Literal["all", "head"] = "all"
+    """What adapts: all parameters, or those of the last layer."""
+    learn_lr: bool = False
+    """Meta-SGD: a step size for every parameter, learned."""
+
+    def __post_init__(self):
+        _check_name(self, "surrogate", tuple(SURROGATES))
+        _check_name(self, "adapts", ("all", "head"))
+        check(self, "own_unit", lambda x: isinstance(x, bool), "True or False")
+        inner = self.build(None)
+        object.__setattr__(self, "lr", inner.lr)  # a tuple where a list came in
+
+    def build(self, policy: Policy | None) -> Inner:
+        """The library's own settings, which check these values."""
+        surrogate = SURROGATES[self.surrogate]
+        head = policy.head if policy is not None and self.adapts == "head" else None
+        return Inner(
+            self.steps,
+            self.lr,
+            _in_own_unit(surrogate) if self.own_unit else surrogate,
+            self.first_order,
+            head,
+            self.learn_lr,
+        )
+
+
+@cache
+def _in_own_unit(surrogate):
+    """The same surrogate of advantages with mean 0 and standard deviation 1 within each task."""
+
+    def in_own_unit(policy: Policy, parameters: list[Tensor], data: Trajectories, advantage: Tensor) -> Tensor:
+        own = per_transition(standardise(advantage, data.mask), data.mask)
+        return surrogate(policy, parameters, data, own)
+
+    return in_own_unit
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What an iteration consists of: ``learners.MAMLConfig`` by names."""
+
+    tasks: int = 20
+    """Tasks of an iteration (of all processes together)."""
+    episodes: int = 20
+    """Episodes of each task and stage; the merchant pays for every one."""
+    transitions: int | None = None
+    """Count a stage in steps instead: whole episodes until a task has so many."""
+    stage_weights: tuple[float, ...] | None = None
+    """How much the return after 0, ..., K inner steps counts; None counts the last one alone."""
+    advantage: Literal["leave_one_out", "linear_feature", "same_step"] = "leave_one_out"
+    """leave_one_out: reward to go less the other episodes'. linear_feature: GAE on a fitted baseline. same_step: reward
+    less the task's mean, for families whose actions do not reach later steps."""
+    discount: float = 1.0
+    """gamma."""
+    gae_lambda: float = 1.0
+    """lambda of GAE; linear_feature only."""
+    chunk: int | None = None
+    """Tasks differentiated at a time: bounds memory; None is all."""
+
+    def __post_init__(self):
+        _check_name(self, "advantage", ("leave_one_out", "linear_feature", "same_step"))
+        check(self, "tasks", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "episodes", lambda x: whole(x, 1), "a whole number >= 1")
+        check(self, "transitions", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
+        check(self, "discount", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
+        check(self, "gae_lambda", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
+        known = MAMLConfig(self.tasks, self.episodes, self.stage_weights, chunk=self.chunk)
+        object.__setattr__(self, "stage_weights", known.stage_weights)  # a tuple where a list came in
+        several = self.advantage != "leave_one_out" or self.transitions is not None or self.episodes >= 2
+        check(self, "episodes", lambda x: several, "a whole number >= 2 with leave_one_out, or another advantage")
+
+    def build(self, recurrent: bool, surrogate: str) -> MAMLConfig:
+        """The library's own settings."""
+        advantages: dict[str, Advantage] = {
+            "leave_one_out": leave_one_out_advantage(self.discount),
+            "linear_feature": linear_feature_advantage(self.discount, self.gae_lambda),
+            "same_step": same_step_advantage(),
+        }
+        collect = None if self.transitions is None else _counted_in_transitions(self.transitions)
+        compact = self.transitions is not None and not recurrent and surrogate != "dice"
+        return MAMLConfig(
+            self.tasks,
+            self.episodes,
+            self.stage_weights,
+            advantages[self.advantage],
+            collect,
+            False,
+            self.chunk,
+            compact,
+        )
+
+
+def _counted_in_transitions(transitions: int):
+    return lambda family, tasks, policy, parameters, seed, episode: rollout_transitions(
+        family, tasks, policy, parameters, transitions, seed, episode
+    )
+
+
+FamilyT = TypeVar("FamilyT")
+OuterT = TypeVar("OuterT")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Generic[FamilyT, OuterT]):
+    """A training run: the same configuration and the same library give the same numbers."""
+
+    family: FamilyT
+    outer: OuterT
+    family_name: tyro.conf.Suppress[Literal["pricing", "navigation", "shop"]]
+    algorithm: Literal["ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo"]
+    """Chooses the outer step and defaults; every default can be changed."""
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    inner: InnerSettings = field(default_factory=InnerSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    iterations: int = 200
+    """Outer steps; the last one's parameters are the result."""
+    seeds: int = 1
+    """Training seeds; intervals need at least 2, and say little below 5."""
+    first_seed: int = 0
+    """The seeds are first_seed, first_seed + 1, ..."""
+    seeds_at_once: int | None = None
+    """Seeds trained in one batch: the same numbers to rounding. None is all, or 1 where the outer step takes no batch
+    (TRPO)."""
+    checkpoint_every: int = 20
+    """Iterations between checkpoints: what a crash can cost."""
+    keep: int = 3
+    """Checkpoints kept, besides the best one."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of everything."""
+
+    def __post_init__(self):
+        _check_name(self, "family_name", tuple(FAMILIES))
+        _check_name(self, "algorithm", tuple(OUTER))
+        _check_name(self, "dtype", ("float32", "float64"))
+        parts = {"family": FAMILIES[self.family_name], "outer": OUTER[self.algorithm], "policy": PolicySettings,
+                 "inner": InnerSettings, "data": DataSettings}  # fmt: skip
+        for name, kind in parts.items():
+            check(self, name, lambda x, kind=kind: isinstance(x, kind), f"a {kind.__name__}")
+        for name, most in (("iterations", 10**9), ("seeds", 10**4), ("checkpoint_every", 10**9), ("keep", 10**4)):
+            check(self, name, lambda x, most=most: whole(x, 1, most), f"a whole number from 1 to {most}")
+        check(self, "first_seed", lambda x: whole(x, 0, 2**31), "a whole number from 0 to 2147483648")
+        batch = lambda x: x is None or (whole(x, 1) and (x == 1 or self.outer_batches))
+        check(self, "seeds_at_once", batch, "None or a whole number >= 1; 1 with trpo-maml")
+        if isinstance(self.outer, ReptileStep):
+            check(self.inner, "steps", lambda x: x >= 1, "a whole number >= 1 with reptile")
+            check(self.inner, "learn_lr", lambda x: not x, "False with reptile, which learns no step sizes")
+        self.learner()  # what one part asks of another
+
+    @property
+    def outer_batches(self) -> bool:
+        """Whether the outer step takes several seeds at once."""
+        return not isinstance(self.outer, TRPOStep)
+
+    @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """The seeds, as they are trained: each group in one batch."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        size = self.seeds_at_once or (self.seeds if self.outer_batches else 1)
+        return [tuple(seeds[i : i + size]) for i in range(0, self.seeds, size)]
+
+    def learner(self) -> MAML:
+        """The meta-learner that this configuration describes."""
+        policy = self.policy.build(self.family)
+        data = self.data.build(self.policy.network == "gru", self.inner.surrogate)
+        return MAML(policy, self.inner.build(policy), self.outer, data)
+
+
+# ------------------------------------------------------------------------------------------------- defaults
+def default_config(family: str, algorithm: str) -> TrainConfig:
+    """Settings that a command without flags trains with: those of the book's own runs where it has some."""
+    settings: dict[str, Any] = {"policy": PolicySettings(), "inner": InnerSettings(), "data": DataSettings()}
+    outer = OUTER[algorithm]()
+    if family == "pricing":
+        # The policy sees the calendar alone, so that it must learn a product from its sales, by adapting.
+        settings["policy"] = PolicySettings(hidden=(32,), inputs=(0, 2))
+        settings["inner"] = InnerSettings(lr=4.0, own_unit=True)
+        settings["data"] = DataSettings(tasks=40, episodes=5, advantage="same_step")
+    if family == "navigation":
+        settings["policy"] = PolicySettings(hidden=(100, 100), activation="relu", minimum_std=0.4)
+        settings["inner"] = InnerSettings(steps=2, lr=(0.5, 0.25), surrogate="log_likelihood")
+        weights = (0.2, 0.4, 0.4)
+        settings["data"] = DataSettings(
+            20, transitions=2000, stage_weights=weights, advantage="linear_feature", discount=0.99
+        )
+    if isinstance(outer, PPOStep):
+        outer = PPOStep(lr=3e-3, epochs=3) if family != "navigation" else PPOStep(lr=2e-3, log_std_lr=0.006)
+    if algorithm == "trpo-maml" and family == "navigation":
+        outer = TRPOStep(replace(outer.trust, radius=0.015), transitions=250)
+    if algorithm == "recurrent-ppo":
+        settings["policy"] = PolicySettings(network="gru", hidden=(64,), minimum_std=settings["policy"].minimum_std)
+        settings["inner"] = replace(settings["inner"], steps=0, lr=0.1)
+        settings["data"] = replace(settings["data"], stage_weights=None)
+    change = {
+        "fomaml": {"first_order": True},
+        "anil": {"adapts": "head"},
+        "meta-sgd": {"learn_lr": True, "lr": 4.0 if family == "pricing" else 0.1},
+        "reptile": {"steps": max(2, settings["inner"].steps)},
+    }
+    settings["inner"] = replace(settings["inner"], **change.get(algorithm, {}))
+    if algorithm == "reptile":
+        settings["data"] = replace(settings["data"], stage_weights=None)
+    return TrainConfig(FAMILIES[family](), outer, family, algorithm, **settings)
