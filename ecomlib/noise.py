@@ -60,7 +60,7 @@ def uniform(
     ==========  ==========  =====================================================
     Argument    Shape       Meaning
     ==========  ==========  =====================================================
-    seed        scalar      names the whole experiment
+    seed        scalar      names the whole experiment; or (M,), that of each task
     task_id     (M,) int64  ``tasks.id``
     replica     (N,) int64  which independent copy of the trial
     episode     scalar      which episode of the trial

@@ -67,12 +67,13 @@ def rollout(
     policy: Policy,
     parameters: list[Tensor],
     episodes: int,
-    seed: int,
+    seed: int | Tensor,
     episode: int = 0,
 ) -> Trajectories:
     """N episodes of every task under one policy, without gradient.
 
     ``seed`` names the experiment and ``episode`` the round within it: the pair, with each task's id, fixes all luck.
+    Tasks of several experiments may share a batch: ``seed`` is then (M,), one of each task, as its parameters are.
     Rewards after the end of an episode are masked, and its observations are kept as they are.
     """
     require(whole(episodes, 1), "episodes", episodes, "a whole number >= 1")
@@ -101,7 +102,7 @@ def rollout_transitions(
     policy: Policy,
     parameters: list[Tensor],
     transitions: int,
-    seed: int,
+    seed: int | Tensor,
     episode: int = 0,
 ) -> Trajectories:
     """Whole episodes of every task until it has at least ``transitions`` steps, without gradient.
@@ -119,8 +120,9 @@ def rollout_transitions(
     total, episodes, block, blocks = torch.zeros(count, device=device), 0, math.ceil(transitions / family.horizon), []
     while len(short):
         own = [p[short] if p.dim() > 2 else p for p in parameters]
+        luck = seed[short] if isinstance(seed, Tensor) and seed.dim() else seed
         data = _rollout_compacted(
-            family, take(tasks, short), policy, own, range(episodes, episodes + block), seed, episode
+            family, take(tasks, short), policy, own, range(episodes, episodes + block), luck, episode
         )
         blocks.append([x.new_zeros(len(x), count, *x.shape[2:]).index_copy_(1, short, x) for x in data])
         total[short] += data.mask.sum((0, 2)).to(total)
@@ -142,7 +144,7 @@ def _rollout_compacted(
     policy: Policy,
     parameters: list[Tensor],
     replicas: range,
-    seed: int,
+    seed: int | Tensor,
     episode: int,
     every: int = 8,
 ) -> Trajectories:

@@ -10,7 +10,8 @@ from torch import nn
 from ecomlib.families.base import sample_tasks
 from ecomlib.families.tabular import ShopMDP
 from ecomlib.learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, TRPOStep
-from ecomlib.learners.adaptation import adapt, check_finite, meta_gradient
+from ecomlib.learners.adaptation import adapt, meta_gradient
+from ecomlib.learners.finite import check_finite
 from ecomlib.learners.maml import Stage
 from ecomlib.learners.ppo import clipped_surrogate
 from ecomlib.networks import GRU, MLP, Context, Module
@@ -136,7 +137,7 @@ def test_chunks_change_nothing(chunk):
     value, found = objective.gradient(meta, partial(outer_loss, learner, ratio))
     objective.chunk = 5
     whole_value, whole = objective.gradient(meta, partial(outer_loss, learner, ratio))
-    assert value == pytest.approx(whole_value, rel=1e-12)
+    assert value.item() == pytest.approx(whole_value.item(), rel=1e-12)
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(found, whole))
 
 
@@ -201,7 +202,8 @@ def test_training_stops_with_iteration_task_and_tensor():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "Inner.steps = 0; allowed"),
+        ({"steps": -1}, "Inner.steps = -1; allowed"),
+        ({"steps": 0, "learn_lr": True}, "Inner.learn_lr = True; allowed"),
         ({"lr": 0.0}, "Inner.lr = 0.0; allowed"),
         ({"steps": 2, "lr": (0.1,)}, r"Inner.lr = \(0.1,\); allowed"),
         ({"surrogate": "ratio"}, "Inner.surrogate = 'ratio'; allowed"),

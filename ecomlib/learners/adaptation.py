@@ -17,6 +17,7 @@ from torch.func import grad, vmap
 
 from ..families.base import check, number, whole
 from ..surrogates import Surrogate, log_likelihood
+from .finite import check_finite
 
 Loss = Callable[[list[Tensor], Any], Tensor]
 """(parameters, data) -> (M,) loss of each task, to be minimised; a scalar when neither has a task axis."""
@@ -27,7 +28,8 @@ class Inner:
     """How a task is adapted to: gradient descent from the meta-parameters."""
 
     steps: int = 1
-    """Inner steps, each on support data of its own."""
+    """Inner steps, each on support data of its own. With 0 nothing is adapted: theta itself is trained, on all tasks (a
+    recurrent policy then has its memory to adapt with)."""
     lr: float | tuple[float, ...] = 0.1
     """alpha, one for all steps or one a step; where ``learn_lr``, only the first guess."""
     surrogate: Surrogate = log_likelihood
@@ -40,8 +42,8 @@ class Inner:
     """Meta-SGD: a step size for every single parameter, learned with the parameters."""
 
     def __post_init__(self):
-        check(self, "steps", lambda x: whole(x, 1), "a whole number >= 1")
-        per_step = lambda x: isinstance(x, tuple) and len(x) == self.steps and all(number(a, 0) for a in x)
+        check(self, "steps", lambda x: whole(x, 0), "a whole number >= 0")
+        per_step = lambda x: isinstance(x, tuple) and len(x) == max(self.steps, 1) and all(number(a, 0) for a in x)
         check(
             self, "lr", lambda x: number(x, 0) or per_step(x), f"a finite number > 0, or steps = {self.steps} of them"
         )
@@ -49,8 +51,8 @@ class Inner:
         check(self, "first_order", lambda x: isinstance(x, bool), "True or False")
         indices = lambda x: isinstance(x, tuple) and len(x) > 0 and all(whole(i, 0) for i in x)
         check(self, "adapted", lambda x: x is None or indices(x), "None or indices of parameters, whole numbers >= 0")
-        one_rate = lambda x: isinstance(x, bool) and not (x and isinstance(self.lr, tuple))
-        check(self, "learn_lr", one_rate, "True or False; True needs one lr for all steps")
+        one_rate = lambda x: isinstance(x, bool) and not (x and (isinstance(self.lr, tuple) or self.steps == 0))
+        check(self, "learn_lr", one_rate, "True or False; True needs steps >= 1 and one lr for all of them")
 
     def rate(self, step: int) -> float:
         """alpha of a step; steps beyond the last keep the last one's."""
@@ -63,24 +65,6 @@ class Inner:
     def step_sizes(self, parameters: list[Tensor]) -> list[Tensor]:
         """Meta-SGD's first step sizes: one tensor for each adapted parameter, filled with ``lr``."""
         return [torch.full_like(parameters[i], self.rate(0)) for i in self.adapts(parameters)]
-
-
-def check_finite(what: str, tensors: Sequence[Tensor], tasks: bool = True) -> None:
-    """Raise ``FloatingPointError`` naming the tensor and, if the first axis is the task, the task that is not finite.
-
-    One reduction over all values decides, so that a healthy step pays almost nothing.
-    """
-    total = sum(t.detach().sum() for t in tensors)
-    if total.isfinite():
-        return
-    for index, tensor in enumerate(tensors):
-        if not (finite := tensor.isfinite()).all():
-            bad = (~finite.flatten(1).all(1) if finite.dim() > 1 else ~finite).nonzero()[0].item() if tasks else None
-            where = f" of task {bad}" if tasks else ""
-            raise FloatingPointError(
-                f"{what}{where}, tensor {index}, is not finite: try a smaller step size, fewer inner steps, or a floor "
-                "on the policy's standard deviation"
-            )
 
 
 def adapt(
@@ -101,9 +85,10 @@ def adapt(
     ================  ==========================================================================================
     loss              (parameters with a task axis, one data set of all tasks) -> (M,)
     parameters        of the network, without a task axis; with one, (M, ...), where ``shared`` is False
-    support           K data sets, one for each inner step (K may differ from ``inner.steps``)
+    support           K data sets, one for each inner step (K may differ from ``inner.steps``); with none, phi_0 is
+                      returned as it came
     tasks             M
-    step_sizes        Meta-SGD's, one tensor for each adapted parameter, of its shape
+    step_sizes        Meta-SGD's, one tensor for each adapted parameter, of its shape; or one per task, (M, ...)
     create_graph      keep the graph, so that gradients of phi with respect to the parameters exist
     guard             raise ``FloatingPointError`` naming task, step and tensor where a gradient is not finite
     ================  ==========================================================================================
@@ -111,7 +96,7 @@ def adapt(
     The gradient of the *sum* over tasks is the stack of the tasks' own gradients, since they share no parameter.
     Parameters that do not adapt stay shared.
     """
-    adapts = inner.adapts(parameters)
+    adapts = inner.adapts(parameters) if support else ()
     phi = list(parameters)
     for i in adapts:
         phi[i] = phi[i].expand(tasks, *phi[i].shape) if shared else phi[i]

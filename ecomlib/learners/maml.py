@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..families.base import TaskFamily, check, number, sample_tasks, whole
+from ..families.base import TaskFamily, check, number, whole
 from ..networks import MLP
 from ..policies import Categorical, CategoricalMLP, Gaussian, GaussianMLP, Policy
 from ..returns import Advantage, leave_one_out_advantage
@@ -22,11 +22,13 @@ from ..rollout import Trajectories, rollout
 from ..surrogates import Surrogate, dice, sampling_term
 from . import mlp_adjoint
 from .adaptation import Inner, adapt
-from .meta import MetaLearner, MetaObjective, OuterStep, iteration_generator, split_meta
+from .meta import MetaLearner, OuterStep, Seeds
+from .objective import MetaObjective, for_tasks, split_meta
 from .output_losses import Episodes, OutputLoss, of_divergence, of_surrogate
 
-Collect = Callable[[TaskFamily, Any, Policy, list[Tensor], int, int], Trajectories]
-"""(family, tasks, policy, parameters, seed, episode) -> fresh episodes: whatever a merchant would pay for."""
+Collect = Callable[[TaskFamily, Any, Policy, list[Tensor], int | Tensor, int], Trajectories]
+"""(family, tasks, policy, parameters, seed, episode) -> fresh episodes: whatever a merchant would pay for. The seed is
+one of all tasks or, where several seeds train together, one of each, (M,)."""
 
 
 class Stage(NamedTuple):
@@ -111,7 +113,9 @@ class MAML(MetaLearner):
         """(M,) inner loss: the surrogate's negative."""
         return -self.inner.surrogate(self.policy, parameters, stage.data, stage.advantage)
 
-    def collect(self, family: TaskFamily, tasks: Any, parameters: list[Tensor], seed: int, episode: int) -> Stage:
+    def collect(
+        self, family: TaskFamily, tasks: Any, parameters: list[Tensor], seed: int | Tensor, episode: int
+    ) -> Stage:
         """Fresh episodes under ``parameters``, shared or one set per task, and their advantages."""
         parameters = [p.detach() for p in parameters]
         if self.config.collect is not None:
@@ -136,15 +140,32 @@ class MAML(MetaLearner):
         further calls meet fresh luck. A task that diverges is left to (its parameters are then not finite: count it
         when evaluating), unless ``guard``.
         """
+        steps = self.inner.steps if steps is None else steps
+        phi, support = self._adapt(meta, True, family, tasks, seed, steps, episode, guard)
+        adapts = self.inner.adapts(phi[0])
+        phi[0] = [p.expand(len(tasks.id), *p.shape) if i in adapts else p for i, p in enumerate(phi[0])]
+        return phi, support
+
+    def _adapt(
+        self,
+        meta: list[Tensor],
+        shared: bool,
+        family: TaskFamily,
+        tasks: Any,
+        seed: int | Tensor,
+        steps: int,
+        episode: int,
+        guard: bool,
+    ) -> tuple[list[list[Tensor]], list[Stage]]:
+        """[theta, phi_1, ..., phi_K] and the support sets, from meta-parameters shared by all tasks or one set each."""
         theta, step_sizes = split_meta(self.inner, [p.detach() for p in meta])
-        adapts, phi, support = self.inner.adapts(theta), [theta], []
-        for step in range(steps or self.inner.steps):
+        phi, support = [theta], []
+        for step in range(steps):
             support.append(self.collect(family, tasks, phi[-1], seed, episode + step))
             alone = replace(self.inner, steps=1, lr=self.inner.rate(step))
-            start = {"step_sizes": step_sizes, "shared": step == 0, "create_graph": False, "guard": guard}
+            start = {"step_sizes": step_sizes, "shared": shared and step == 0, "create_graph": False, "guard": guard}
             stages = adapt(self.loss, alone, phi[-1], support[-1:], len(tasks.id), **start)
             phi.append([p.detach() for p in stages[-1]])
-        phi[0] = [p.expand(len(tasks.id), *p.shape) if i in adapts else p for i, p in enumerate(theta)]
         return phi, support
 
     def evaluate_task(
@@ -154,34 +175,36 @@ class MAML(MetaLearner):
         support's."""
         return self.collect(family, tasks, parameters, seed, episode).data
 
-    def objective(self, source: TaskFamily, meta: list[Tensor], seed: int, iteration: int) -> MetaObjective:
+    def objective(self, source: TaskFamily, meta: list[Tensor], seed: Seeds, iteration: int) -> MetaObjective:
         """Draw tasks, collect D_0, ..., D_K with phi_0, ..., phi_K, and hand them to the outer step."""
-        generator = iteration_generator(seed, iteration)
-        tasks = sample_tasks(source, self.config.tasks, generator, str(meta[0].device))
-        first = iteration * (self.inner.steps + 1)
-        phi, stages = self.train_task(meta, source, tasks, seed, episode=first, guard=True)
-        stages = [*stages, self.collect(source, tasks, phi[-1], seed, first + self.inner.steps)]
+        ids, luck = self.draw(self.config.tasks, seed, iteration, meta[0].device)
+        tasks, seeds = source.tasks(ids), None if isinstance(luck, int) else len(seed)
+        first, steps = iteration * (self.inner.steps + 1), self.inner.steps
+        own = meta if seeds is None else for_tasks(meta, self.config.tasks)
+        phi, stages = self._adapt(own, seeds is None, source, tasks, luck, steps, first, guard=True)
+        stages = [*stages, self.collect(source, tasks, phi[-1], luck, first + steps)]
         if self.config.sampling:
-            stages = _scored(stages, self.stage_weights)
-        return PolicyObjective(self, stages)
+            stages = _scored(stages, self.stage_weights, seeds)
+        return PolicyObjective(self, stages, seeds)
 
 
 class PolicyObjective(MetaObjective):
     """The meta-objective of a policy, with what a trust region asks of it."""
 
-    def __init__(self, learner: MAML, stages: Sequence[Stage]):
+    def __init__(self, learner: MAML, stages: Sequence[Stage], seeds: int | None = None):
         self.policy = learner.policy
-        self._mean_return = [_episode_mean(stage.data).mean().item() for stage in stages]
         super().__init__(
             learner.inner,
             learner.loss,
             [compact(stage) for stage in stages] if learner.config.compact else stages,
             learner.stage_weights,
-            stages[0].data.reward.shape[1],
+            stages[0].data.reward.shape[1] // (seeds or 1),
             _take_tasks,
             learner.config.chunk,
             self._sampling_loss if learner.config.sampling else None,
+            seeds,
         )
+        self._mean_return = [self.mean(_episode_mean(stage.data)) for stage in stages]
         network = learner.policy.network
         known = isinstance(network, MLP) and network.activation is torch.tanh
         # These very classes: one that inherits from them may mean something else by its outputs.
@@ -190,7 +213,7 @@ class PolicyObjective(MetaObjective):
 
     def policy_gradient(
         self, meta: list[Tensor], surrogate: Surrogate, at_outputs: OutputLoss
-    ) -> tuple[float, list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """Mean over tasks of the weighted ``surrogate`` of the adapted policies, and its gradient, to be ascended.
         ``at_outputs`` is the surrogate's negative as ``mlp_adjoint`` wants it."""
         if self.by_hand:
@@ -226,7 +249,7 @@ class PolicyObjective(MetaObjective):
         terms = [sampling_term(self.policy, p, stage.data, stage.score) for p, stage in zip(phi, stages[:-1])]
         return -torch.stack(terms).sum(0)
 
-    def mean_return(self) -> list[float]:
+    def mean_return(self) -> list[Tensor]:
         """Mean over tasks of the mean return of each stage's episodes."""
         return self._mean_return
 
@@ -247,13 +270,14 @@ def _take_tasks(stage: Stage, part: slice) -> Stage:
     return Stage(Trajectories(*(x[:, part] for x in stage.data)), stage.advantage[:, part], stage.score[part])
 
 
-def _scored(stages: Sequence[Stage], weights: Sequence[float]) -> list[Stage]:
-    """Each support set scored by the weighted returns of all stages after it, less their mean over the *other* tasks,
-    which does not depend on this task's support."""
-    returns = torch.stack([_episode_mean(stage.data) for stage in stages])  # (K + 1, M)
-    others = (returns.sum(-1, keepdim=True) - returns) / (returns.shape[-1] - 1)
-    weighted = (returns - others) * returns.new_tensor(weights)[:, None]
-    after = weighted.flip(0).cumsum(0).flip(0) - weighted
+def _scored(stages: Sequence[Stage], weights: Sequence[float], seeds: int | None = None) -> list[Stage]:
+    """Each support set scored by the weighted returns of all stages after it, less their mean over the *other* tasks
+    (of its seed), which does not depend on this task's support."""
+    returns = torch.stack([_episode_mean(stage.data) for stage in stages], 1)  # (M, K + 1)
+    returns = returns.unflatten(0, (-1, seeds or 1))
+    others = (returns.sum(0) - returns) / (len(returns) - 1)
+    weighted = [w * gain for w, gain in zip(weights, (returns - others).flatten(0, 1).unbind(-1))]
+    after = [sum(weighted[k + 1 :], torch.zeros_like(stage.score)) for k, stage in enumerate(stages)]
     return [stage._replace(score=score) for stage, score in zip(stages, after)]
 
 

@@ -1,9 +1,10 @@
-"""What supervised and reinforcement meta-learners share: the meta-objective on the data of one iteration, an outer step
-that improves it, and the loop (chapters "MAML, derived" and "Meta-reinforcement learning")."""
+"""What supervised and reinforcement meta-learners share: an outer step that improves the meta-objective of an iteration
+(``objective.py``), and the loop (chapters "MAML, derived" and "Meta-reinforcement learning")."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,125 +13,12 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..families.base import check, number, require, whole
-from ..networks import MLP
-from . import mlp_adjoint
-from .adaptation import Inner, Loss, adapt, check_finite
-from .output_losses import OutputLoss
+from .adaptation import Inner
+from .finite import check_finite, deferred
+from .objective import MetaObjective, split_meta  # noqa: F401, split_meta is of this file's subject
 
-
-class MetaObjective:
-    """The loss after adaptation as a function of the meta-parameters, at the data of one iteration.
-
-    ``stages`` are data sets D_0, ..., D_K: D_k is the support of inner step k + 1 and the query of phi_k, so a data set
-    never scores parameters that it has been used to adapt. ``weights`` (K + 1,) say how much the loss of phi_k on D_k
-    counts; (0, ..., 0, 1) is the loss after the last step. ``take(data, slice)`` selects tasks. Meta-parameters are
-    theta, then Meta-SGD's step sizes where they are learned.
-    """
-
-    def __init__(
-        self,
-        inner: Inner,
-        loss: Loss,
-        stages: Sequence[Any],
-        weights: Sequence[float],
-        tasks: int,
-        take: Callable[[Any, slice], Any],
-        chunk: int | None = None,
-        extra: Callable[[list[list[Tensor]], Sequence[Any]], Tensor] | None = None,
-    ):
-        self.inner, self.loss, self.stages, self.weights, self.tasks = inner, loss, stages, weights, tasks
-        self.take, self.chunk, self.extra = take, chunk or tasks, extra
-
-    def chunks(self) -> Iterator[tuple[list[Any], int]]:
-        """The stages of ``chunk`` tasks at a time, and their number: memory grows with the chunk, not with M."""
-        for start in range(0, self.tasks, self.chunk):
-            part = slice(start, min(start + self.chunk, self.tasks))
-            yield [self.take(stage, part) for stage in self.stages], part.stop - start
-
-    def adapted(self, meta: list[Tensor], stages: Sequence[Any], tasks: int, create_graph: bool) -> list[list[Tensor]]:
-        """[phi_0, ..., phi_K] of these tasks, each adapted on the stages before it."""
-        theta, step_sizes = split_meta(self.inner, meta)
-        return adapt(self.loss, self.inner, theta, stages[:-1], tasks, step_sizes, create_graph=create_graph)
-
-    def weighted(self, outer: Loss, phi: Sequence[list[Tensor]], stages: Sequence[Any]) -> Tensor:
-        """(M,) sum over k of weight_k times the outer loss of phi_k on D_k."""
-        terms = [w * outer(p, data) for w, p, data in zip(self.weights, phi, stages, strict=True) if w]
-        total = torch.stack(terms).sum(0)
-        return total if self.extra is None else total + self.extra(phi, stages)
-
-    def gradient(self, meta: list[Tensor], outer: Loss) -> tuple[float, list[Tensor]]:
-        """Mean over tasks of the weighted loss, and its gradient, equation (eq-maml-gradient), chunk by chunk."""
-        leaves = [p.detach().requires_grad_() for p in meta]
-        value, gradient = 0.0, [torch.zeros_like(p) for p in meta]
-        for stages, tasks in self.chunks():
-            loss = self.weighted(outer, self.adapted(leaves, stages, tasks, create_graph=True), stages)
-            check_finite("meta-loss", [loss])
-            loss = loss.sum() / self.tasks
-            value += loss.item()
-            for total, g in zip(gradient, torch.autograd.grad(loss, leaves, allow_unused=True)):
-                if g is not None:
-                    total += g
-        check_finite("meta-gradient", gradient, tasks=False)
-        return value, gradient
-
-    def gradient_by_hand(
-        self,
-        meta: list[Tensor],
-        network: MLP,
-        inner: OutputLoss,
-        outer: OutputLoss,
-        stages: Sequence[Any],
-        **options: Any,
-    ) -> tuple[float, list[Tensor]]:
-        """As ``gradient``, by ``mlp_adjoint.meta_gradient``: ``inner`` and ``outer`` are losses of the outputs, and
-        ``stages`` hold for each stage what it is adapted on and what it is scored on, (support, query)."""
-        theta, sizes = self.theta_and_sizes(meta)
-        found = mlp_adjoint.meta_gradient(
-            network,
-            inner,
-            theta,
-            [support for support, _ in stages[:-1]],
-            [query for _, query in stages],
-            sizes,
-            outer=outer,
-            stage_weights=self.weights,
-            first_order=self.inner.first_order,
-            learn_lr=self.inner.learn_lr,
-            chunk=None if self.chunk == self.tasks else self.chunk,
-            **options,
-        )
-        check_finite("meta-loss", [found.loss])
-        gradient = list(found.gradient)
-        if self.inner.learn_lr:  # one step size for all steps
-            gradient += [sum(step[i] for step in found.by_step_size) for i in self.inner.adapts(theta)]
-        check_finite("meta-gradient", gradient, tasks=False)
-        return found.loss.mean().item(), gradient
-
-    def theta_and_sizes(self, meta: list[Tensor]) -> tuple[list[Tensor], list[list[Any]]]:
-        """theta, and for each inner step the step size of each parameter, 0 where it does not adapt."""
-        theta, learned = split_meta(self.inner, [p.detach() for p in meta])
-        adapts, sizes = self.inner.adapts(theta), []
-        for step in range(self.inner.steps):
-            own = [self.inner.rate(step)] * len(adapts) if learned is None else learned
-            sizes.append([own[adapts.index(i)] if i in adapts else 0.0 for i in range(len(theta))])
-        return theta, sizes
-
-    def value(self, meta: list[Tensor], outer: Loss) -> float:
-        """Mean over tasks of the weighted loss, without a gradient."""
-        total = 0.0
-        for stages, tasks in self.chunks():
-            phi = self.adapted([p.detach() for p in meta], stages, tasks, create_graph=False)
-            with torch.no_grad():
-                total += self.weighted(outer, phi, stages).sum().item() / self.tasks
-        return total
-
-
-def split_meta(inner: Inner, meta: list[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Meta-parameters -> (theta, step sizes or None)."""
-    if not inner.learn_lr:
-        return meta, None
-    adapted = len(meta) // 2 if inner.adapted is None else len(inner.adapted)
-    return meta[:-adapted], meta[-adapted:]
+Seeds = int | Sequence[int]
+"""The seed of a run, or those of a batch of runs."""
 
 
 # ----------------------------------------------------------------------------------------------- outer steps
@@ -139,25 +27,43 @@ class OuterStep(Protocol):
 
     name: str
     """What stands before "-MAML" in the name of the learner."""
+    batches_seeds: bool
+    """Whether meta-parameters may have a seed axis: no decision is taken for several seeds together."""
 
-    def update(self, objective: Any, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict[str, float]]:
-        """New meta-parameters, what to remember until the next call (first None), and numbers worth logging."""
+    def update(self, objective: Any, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict[str, Tensor]]:
+        """New meta-parameters, what to remember until the next call (first None), and numbers worth logging, each ()
+        or, with a seed axis, (S,)."""
+
+
+Memory = dict[str, list[Tensor]]
+"""What Adam remembers: ``step`` (), ``exp_avg`` and ``exp_avg_sq``, shapes as the parameters. One tensor for each
+meta-parameter; with a seed axis, (S, ...)."""
 
 
 def adam_step(
-    meta: list[Tensor], gradient: list[Tensor], lr: float | Sequence[float], memory: dict | None
-) -> tuple[list[Tensor], dict]:
+    meta: list[Tensor],
+    gradient: list[Tensor],
+    lr: float | Sequence[float],
+    memory: Memory | None,
+    seeds: int | None = None,
+) -> tuple[list[Tensor], Memory]:
     """One step of ``torch.optim.Adam`` down ``gradient``, as a function: its state goes in and comes out. ``lr`` is one
-    step size, or one for each parameter."""
+    step size, or one for each parameter. Adam treats every number by itself, so that runs with a seed axis in front,
+    (S, ...), do not touch each other."""
     leaves = [p.detach().clone().requires_grad_() for p in meta]
     rates = [lr] * len(meta) if isinstance(lr, float | int) else lr
     optimiser = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(leaves, rates, strict=True)])
-    if memory is not None:
-        optimiser.load_state_dict(memory)
-    for leaf, g in zip(leaves, gradient):
+    for i, (leaf, g) in enumerate(zip(leaves, gradient)):
         leaf.grad = g
+        if memory is not None:
+            own = {name: values[i].clone() for name, values in memory.items()}
+            own["step"] = own["step"] if seeds is None else own["step"][0]  # seeds go in step
+            optimiser.state[leaf] = own
     optimiser.step()
-    return [p.detach() for p in leaves], optimiser.state_dict()
+    memory = {name: [optimiser.state[leaf][name] for leaf in leaves] for name in ("step", "exp_avg", "exp_avg_sq")}
+    if seeds is not None:
+        memory["step"] = [step.repeat(seeds) for step in memory["step"]]
+    return [p.detach() for p in leaves], memory
 
 
 @dataclass(frozen=True)
@@ -167,6 +73,7 @@ class GradientStep:
     lr: float = 1e-3
     """beta, the outer step size."""
     name = "supervised"
+    batches_seeds = True
 
     def __post_init__(self):
         check(self, "lr", lambda x: number(x, 0), "a finite number > 0")
@@ -174,7 +81,7 @@ class GradientStep:
     def update(self, objective: MetaObjective, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict]:
         """As ``OuterStep.update``."""
         value, gradient = objective.gradient(meta, objective.loss)
-        meta, memory = adam_step(meta, gradient, self.lr, memory)
+        meta, memory = adam_step(meta, gradient, self.lr, memory, objective.seeds)
         return meta, memory, {"loss": value}
 
 
@@ -185,11 +92,11 @@ class MetaTraining(NamedTuple):
     iteration: int
     """Iterations done."""
     meta: list[Tensor]
-    """Meta-parameters."""
+    """Meta-parameters; with a seed axis in front where several seeds train together."""
     memory: Any
     """What the outer step remembers (Adam's moments)."""
-    history: list[dict[str, float]]
-    """Numbers logged by each iteration."""
+    history: list[dict[str, float | list[float]]]
+    """Numbers logged by each iteration, or a list of the seeds' numbers."""
 
 
 class MetaLearner:
@@ -204,18 +111,32 @@ class MetaLearner:
     inner: Inner
     outer: OuterStep
 
+    @property
+    def batches_seeds(self) -> bool:
+        """Whether ``meta_train`` takes a sequence of seeds."""
+        return self.outer.batches_seeds
+
     def initial(self, generator: Generator) -> list[Tensor]:
         """Meta-parameters to start from: theta, then step sizes where they are learned."""
         raise NotImplementedError
 
-    def objective(self, source: Any, meta: list[Tensor], seed: int, iteration: int) -> MetaObjective:
+    def objective(self, source: Any, meta: list[Tensor], seed: Seeds, iteration: int) -> MetaObjective:
         """Draw the tasks and the data of an iteration."""
         raise NotImplementedError
+
+    def draw(self, tasks: int, seed: Seeds, iteration: int, device: torch.device) -> tuple[Tensor, int | Tensor]:
+        """Ids of the tasks of an iteration, (M,), and their seed. Several seeds draw their own M tasks each: (M S,), in
+        the order of ``objective``, and the seed of each, (M S,)."""
+        alone = whole(seed, -math.inf)
+        seeds = [seed] if alone else list(seed)
+        own = lambda s: torch.randint(2**62, (tasks,), generator=iteration_generator(s, iteration))
+        ids = torch.stack([own(s) for s in seeds], 1).flatten().to(device)
+        return ids, seed if alone else torch.tensor(seeds).repeat(tasks).to(device)
 
     def meta_train(
         self,
         source: Any,
-        seed: int,
+        seed: Seeds,
         iterations: int,
         start: MetaTraining | None = None,
         device: str = "cpu",
@@ -227,18 +148,30 @@ class MetaLearner:
         Continues ``start`` if given, with the same numbers as an uninterrupted run: an iteration depends only on
         (seed, its number, meta-parameters, memory). ``callback`` sees every state, to save or to plot it. Raises
         ``FloatingPointError`` naming iteration, task, step and tensor at the first value that is not finite.
+
+        A sequence of S seeds trains S runs in one batch, each with the numbers (up to rounding) that it has alone:
+        meta-parameters and memory get a leading axis (S, ...), and values of the history are lists. It pays where a run
+        alone leaves the machine waiting: small tasks, or a GPU (``benchmarks/seed_batch.py``). A value that is not
+        finite ends the batch, and the seed is named. Raises ``ValueError`` where the outer step cannot
+        (``batches_seeds``).
         """
         require(whole(iterations, 1), "iterations", iterations, "a whole number >= 1")
+        seeds = None if whole(seed, -math.inf) else self._seeds(seed)
         if start is None:
-            meta = [p.to(device) for p in self.initial(Generator().manual_seed(seed))]
-            start = MetaTraining(0, meta, None, [])
+            each = [self.initial(Generator().manual_seed(s)) for s in ([seed] if seeds is None else seeds)]
+            meta = each[0] if seeds is None else [torch.stack(same) for same in zip(*each)]
+            start = MetaTraining(0, [p.to(device) for p in meta], None, [])
+        same = seeds is None or all(len(p) == len(seeds) for p in start.meta)
+        require(same, "seed", seed, f"the seeds that `start` was trained with, {len(start.meta[0])} of them")
         state = start._replace(history=list(start.history))
         remaining = range(state.iteration, iterations)
         for iteration in tqdm(remaining, desc=self.name, unit="iteration", disable=not progress):
             try:
-                objective = self.objective(source, state.meta, seed, iteration)
-                meta, memory, log = self.outer.update(objective, state.meta, state.memory)
-                check_finite("meta-parameter", meta, tasks=False)
+                with deferred(seeds) as checks:
+                    objective = self.objective(source, state.meta, seed if seeds is None else seeds, iteration)
+                    meta, memory, log = self.outer.update(objective, state.meta, state.memory)
+                    check_finite("meta-parameter", meta, tasks=False)
+                    log = checks.read(log)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{self.name}, iteration {iteration}: {error}") from None
             state.history.append(log)
@@ -246,6 +179,18 @@ class MetaLearner:
             if callback is not None:
                 callback(state)
         return state
+
+    def _seeds(self, seed: Sequence[int]) -> tuple[int, ...]:
+        several = (
+            isinstance(seed, Sequence)
+            and not isinstance(seed, str)
+            and len(seed) > 0
+            and all(whole(s, -math.inf) for s in seed)
+        )
+        require(several, "seed", seed, "a whole number, or a sequence of them")
+        together = f"one whole number with {type(self.outer).__name__}: train its seeds one by one"
+        require(self.batches_seeds, "seed", seed, together)
+        return tuple(seed)
 
 
 def iteration_generator(seed: int, iteration: int) -> Generator:

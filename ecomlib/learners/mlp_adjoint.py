@@ -36,15 +36,18 @@ CACHE = 2**20
 class Adaptation:
     """K inner steps of M tasks from shared ``parameters``, and the products with their Jacobian.
 
-    ``stages`` are phi_0 (shared), phi_1, ..., phi_K (one per task). ``step_sizes`` holds for each step one number or
-    0-d tensor for all parameters, or one tensor per parameter (0 where a parameter is not adapted). ``first_order``
-    takes J = I (FOMAML).
+    ``stages`` are phi_0 (shared), phi_1, ..., phi_K (one per task). If ``parameters`` have a task axis, nothing is
+    shared, and derivatives by them are each task's own instead of sums over tasks. ``step_sizes`` holds for each step
+    one number or 0-d tensor for all parameters, or one tensor per parameter (0 where a parameter is not adapted).
+    ``first_order`` takes J = I (FOMAML).
     """
 
     def __init__(self, activation: Callable, loss: OutputLoss, parameters: Parameters, support: Sequence[Any],
                  step_sizes: Sequence[Any], layers: int, first_order: bool = False):  # fmt: skip
         self.sizes = [size if isinstance(size, (list, tuple)) else [size] * len(parameters) for size in step_sizes]
         self.stages, self.passes, self.first_order = [parameters], [], first_order
+        self.shared = parameters[0].dim() == 2
+        self.total = lambda x: x.sum(0) if self.shared else x
         for data, sizes in zip(support, self.sizes, strict=True):
             self.passes.append(Pass(activation, loss, layers, self.stages[-1], data, not first_order))
             gradient = self.passes[-1].gradient()
@@ -72,11 +75,11 @@ class Adaptation:
         by_step_size = []
         for k in reversed(range(len(self.passes))):
             if learn_lr:
-                by_step_size.insert(0, [-(v * g).sum(0) for v, g in zip(adjoint, self.passes[k].gradient())])
-            before = [v.sum(0) for v in adjoint] if k == 0 else adjoint
+                by_step_size.insert(0, [-self.total(v * g) for v, g in zip(adjoint, self.passes[k].gradient())])
+            before = [v.sum(0) for v in adjoint] if k == 0 and self.shared else adjoint
             if not self.first_order:
                 stepped = [a * v for a, v in zip(self.sizes[k], adjoint)]
-                before = [v - h for v, h in zip(before, self.passes[k].hessian(stepped, total=k == 0))]
+                before = [v - h for v, h in zip(before, self.passes[k].hessian(stepped, k == 0 and self.shared))]
             adjoint = before if earlier[k] is None else [v + c for v, c in zip(before, earlier[k])]
         return adjoint, by_step_size
 
@@ -90,23 +93,27 @@ class MetaGradient(NamedTuple):
 
 
 def _meta_gradient(
-    network, inner, outer, first_order, learn_lr, stage_weights, tasks, parameters, support, query, step_sizes
+    network, inner, outer, first_order, learn_lr, stage_weights, tasks, seeds, parameters, support, query, step_sizes
 ):
     """One chunk's share of the mean over all ``tasks``."""
-    layers = len(network.sizes) - 1
+    layers, rows = len(network.sizes) - 1, len(query[-1][0])
+    if seeds is not None:  # every task has parameters of its own, the seeds' in turn
+        own = lambda p: p.expand(rows // seeds, *p.shape).flatten(0, 1) if isinstance(p, Tensor) else p
+        parameters, step_sizes = tree_map(own, (list(parameters), list(step_sizes)))
     adaptation = Adaptation(network.activation, inner, parameters, support, step_sizes, layers, first_order)
-    loss, cotangents = query[-1][0].new_zeros(len(query[-1][0])), []
+    loss, cotangents = query[-1][0].new_zeros(rows), []
     for k, (stage, data, weight) in enumerate(zip(adaptation.stages, query, stage_weights, strict=True)):
         if weight == 0:
             cotangents.append(None)
             continue
         at = Pass(network.activation, outer, layers, stage, data, second_order=False)
         loss = loss + weight * at.loss
-        gradient = at.gradient(total=k == 0)
+        gradient = at.gradient(total=k == 0 and seeds is None)
         del at  # its activations
         cotangents.append(gradient if weight == 1 else [weight * g for g in gradient])
     gradient, by_step_size = adaptation.pull_back(cotangents, learn_lr)
-    return loss, [g / tasks for g in gradient], [[g / tasks for g in step] for step in by_step_size]
+    mean = lambda g: (g if seeds is None else g.unflatten(0, (-1, seeds)).sum(0)) / tasks
+    return loss, *tree_map(mean, (gradient, by_step_size))
 
 
 @cache
@@ -128,6 +135,7 @@ def meta_gradient(
     learn_lr: bool = False,
     chunk: int | None = None,
     compile: bool = False,
+    seeds: int | None = None,
 ) -> MetaGradient:
     """Gradient of the mean over tasks of sum_k w_k outer(phi_k; query_k), by the shared ``parameters``.
 
@@ -143,15 +151,18 @@ def meta_gradient(
     chunk          int                             tasks at a time; bounds memory, changes no number. Default: on
                                                    the CPU as many as keep activations in cache, elsewhere all
     compile        bool                            ``torch.compile`` (fixed shapes; 10 to 20 seconds, once)
+    seeds          int S                           a seed axis: parameters, step sizes that are tensors, and results
+                                                   are (S, in, out), data (M S, ...) as in ``objective.py``
     =============  ==============================  ===========================================================
 
     Equal to ``adaptation.meta_gradient`` to rounding. Raises ``ValueError`` if a number of data sets does not
     fit, or if the activation is not ``torch.tanh`` or ``torch.relu``.
     """
     weights, query, tasks = _stages(network, support, query, step_sizes, stage_weights)
-    settings = (network, inner, outer or inner, first_order, learn_lr, weights, tasks)
+    settings = (network, inner, outer or inner, first_order, learn_lr, weights, tasks // (seeds or 1), seeds)
     run = _compiled(*settings) if compile else partial(_meta_gradient, *settings)
-    results = [run(parameters, *part, step_sizes) for part in _chunks(network, tasks, chunk, list(support), query)]
+    parts = _chunks(network, tasks, chunk, list(support), query, seeds=seeds or 1)
+    results = [run(parameters, *part, step_sizes) for part in parts]
     if len(results) == 1:
         return MetaGradient(*results[0])
     losses, gradients, by_step_size = zip(*results)
@@ -171,11 +182,11 @@ def _stages(network: MLP, support: Sequence, query: Any, step_sizes: Sequence, s
     return weights, query, len(query[-1][0])
 
 
-def _chunks(network: MLP, tasks: int, chunk: int | None, *data: Any):
-    """The data of a few tasks at a time."""
-    inputs = data[0][0][0]
+def _chunks(network: MLP, rows: int, chunk: int | None, *data: Any, seeds: int = 1):
+    """The data of a few tasks, of every seed, at a time."""
+    inputs, tasks = data[-1][0][0], rows // seeds
     if chunk is None:
-        row = inputs[0].numel() // inputs.shape[-1] * sum(network.sizes[1:-1]) * inputs.element_size()
+        row = inputs[0].numel() // inputs.shape[-1] * sum(network.sizes[1:-1]) * inputs.element_size() * seeds
         chunk = max(1, CACHE // max(row, 1)) if inputs.device.type == "cpu" else tasks
         chunk = -(-tasks // -(-tasks // chunk))  # equal parts
     require(whole(chunk, 1), "chunk", chunk, "a whole number of tasks >= 1")
@@ -183,7 +194,7 @@ def _chunks(network: MLP, tasks: int, chunk: int | None, *data: Any):
         yield data
         return
     for first in range(0, tasks, chunk):
-        part = slice(first, first + chunk)
+        part = slice(first * seeds, (first + chunk) * seeds)
         yield tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, data)
 
 

@@ -31,7 +31,7 @@ def _rates(objective: PolicyObjective, meta: list[Tensor], lr: float, log_std_lr
     return rates
 
 
-def _log(objective: PolicyObjective, **numbers: float) -> dict[str, float]:
+def _log(objective: PolicyObjective, **numbers: Tensor) -> dict[str, Tensor]:
     returns = {f"return after {k} steps": r for k, r in enumerate(objective.mean_return())}
     return {**returns, **numbers}
 
@@ -45,6 +45,7 @@ class ReinforceStep:
     log_std_lr: float | None = None
     """beta of a Gaussian's log standard deviation; None is ``lr``."""
     name = "RL"
+    batches_seeds = True
 
     def __post_init__(self):
         check(self, "lr", lambda x: number(x, 0), "a finite number > 0")
@@ -55,7 +56,7 @@ class ReinforceStep:
         at_outputs = of_surrogate(objective.policy, log_likelihood)
         _, gradient = objective.policy_gradient(meta, log_likelihood, at_outputs)
         meta, memory = adam_step(
-            meta, [-g for g in gradient], _rates(objective, meta, self.lr, self.log_std_lr), memory
+            meta, [-g for g in gradient], _rates(objective, meta, self.lr, self.log_std_lr), memory, objective.seeds
         )
         return meta, memory, _log(objective)
 
@@ -74,6 +75,7 @@ class PPOStep:
     """beta of a Gaussian's log standard deviation; None is ``lr``. Adam moves a parameter by about one step size an
     update, whatever its gradient, so that log std hardly moves at rates that suit weights."""
     name = "PPO"
+    batches_seeds = True
 
     def __post_init__(self):
         check(self, "lr", lambda x: number(x, 0), "a finite number > 0")
@@ -88,7 +90,7 @@ class PPOStep:
         rates = _rates(objective, meta, self.lr, self.log_std_lr)
         for _ in range(self.epochs):
             value, gradient = objective.policy_gradient(meta, surrogate, at_outputs)
-            meta, memory = adam_step(meta, [-g for g in gradient], rates, memory)
+            meta, memory = adam_step(meta, [-g for g in gradient], rates, memory, objective.seeds)
         return meta, memory, _log(objective, surrogate=value)
 
 
@@ -107,6 +109,7 @@ class TRPOStep:
     """Steps of each task, drawn at random, that Fisher-vector products are computed on; None is all. The gradient and
     the line search always see all."""
     name = "TRPO"
+    batches_seeds = False  # conjugate gradient and line search are one decision
 
     def __post_init__(self):
         check(self, "trust", lambda x: isinstance(x, TRPOConfig), "a TRPOConfig")
@@ -119,19 +122,18 @@ class TRPOStep:
         _, gradient = objective.policy_gradient(meta, ratio, of_surrogate(policy, ratio))
         old = list(_old_distributions(objective, meta))
 
-        def evaluate(candidate: list[Tensor]) -> tuple[float, float]:
+        def evaluate(candidate: list[Tensor]) -> tuple[Tensor, Tensor]:
             value, divergence = 0.0, 0.0
             for (stages, tasks), before in zip(objective.chunks(), old):
                 phi = objective.adapted(candidate, stages, tasks, create_graph=False)
                 with torch.no_grad():
-                    value -= objective.weighted(outer, phi, stages).sum().item()
-                    divergence += _weighted_kl(objective, before, phi, stages).sum().item()
-            return value / objective.tasks, divergence / objective.tasks
+                    value = value - objective.mean(objective.weighted(outer, phi, stages))
+                    divergence = divergence + objective.mean(_weighted_kl(objective, before, phi, stages))
+            return value, divergence
 
         product = adapted_fisher_vector_product(objective, meta, self.transitions)
         meta, report = trust_region_step(meta, gradient, product, evaluate, self.trust)
-        numbers = {name: float(value) for name, value in report._asdict().items()}
-        return meta, None, _log(objective, **numbers)
+        return meta, None, _log(objective, **report._asdict())
 
 
 def _old_distributions(objective: PolicyObjective, meta: list[Tensor]):

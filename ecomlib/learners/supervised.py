@@ -13,8 +13,10 @@ from torch.nn.functional import cross_entropy
 from ..families.base import require, whole
 from ..networks import MLP, Network
 from . import mlp_adjoint, output_losses
-from .adaptation import Inner, adapt, check_finite, meta_gradient
-from .meta import GradientStep, MetaLearner, MetaObjective, OuterStep, iteration_generator, split_meta
+from .adaptation import Inner, adapt, meta_gradient
+from .finite import check_finite
+from .meta import GradientStep, MetaLearner, OuterStep, Seeds
+from .objective import MetaObjective, split_meta
 
 
 class Examples(NamedTuple):
@@ -30,8 +32,9 @@ class ExampleSource(Protocol):
     def tasks(self, task_id: Tensor) -> Any:
         """Tasks named by their ids (M,) int64."""
 
-    def sample(self, tasks: Any, points: int, seed: int, episode: int = 0) -> tuple[Tensor, Tensor]:
-        """(x, y) of every task; another ``episode`` gives other points."""
+    def sample(self, tasks: Any, points: int, seed: int | Tensor, episode: int = 0) -> tuple[Tensor, Tensor]:
+        """(x, y) of every task; another ``episode`` gives other points. ``seed`` is one of all tasks or, where several
+        seeds train together, one of each, (M,)."""
 
 
 def mean_squared_error(output: Tensor, y: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class SupervisedMAML(MetaLearner):
         """Adapt to M tasks from their support examples: [phi_0, ..., phi_K]. A task that diverges is left to do so (it
         is counted at evaluation), and does not touch the others."""
         theta, step_sizes = split_meta(self.inner, [p.detach() for p in meta])
-        data = [support] * (steps or self.inner.steps)
+        data = [support] * (self.inner.steps if steps is None else steps)
         return adapt(self.loss, self.inner, theta, data, len(support[0]), step_sizes, create_graph=False, guard=False)
 
     def evaluate_task(self, parameters: list[Tensor], query: Examples) -> Tensor:
@@ -115,14 +118,19 @@ class SupervisedMAML(MetaLearner):
         with torch.no_grad():
             return self.loss(parameters, query)
 
-    def objective(self, source: ExampleSource, meta: list[Tensor], seed: int, iteration: int) -> MetaObjective:
+    @property
+    def batches_seeds(self) -> bool:
+        """Whether ``meta_train`` takes a sequence of seeds; not with the compiled ``torch.func`` engine."""
+        return self.outer.batches_seeds and (self.by_hand or not self.compile)
+
+    def objective(self, source: ExampleSource, meta: list[Tensor], seed: Seeds, iteration: int) -> MetaObjective:
         """Fresh tasks, their support sets and their query."""
-        ids = torch.randint(2**62, (self.tasks,), generator=iteration_generator(seed, iteration)).to(meta[0].device)
+        ids, luck = self.draw(self.tasks, seed, iteration, meta[0].device)
         tasks, steps = source.tasks(ids), self.inner.steps
-        draw = lambda points, episode: Examples(*source.sample(tasks, points, seed, episode))
+        draw = lambda points, episode: Examples(*source.sample(tasks, points, luck, episode))
         support = [draw(self.shots, 0)] * steps if self.same_support else [draw(self.shots, k) for k in range(steps)]
         query = draw(self.queries, steps)
-        return SupervisedObjective(self, support, query)
+        return SupervisedObjective(self, support, query, None if isinstance(luck, int) else len(seed))
 
 
 AT_OUTPUTS = {mean_squared_error: output_losses.squared_error, cross_entropy_loss: output_losses.cross_entropy}
@@ -140,7 +148,7 @@ def _compiled(learner: SupervisedMAML) -> Callable[..., list[Tensor]]:
 class SupervisedObjective(MetaObjective):
     """The meta-objective with one query set, which scores every stage that counts."""
 
-    def __init__(self, learner: SupervisedMAML, support: list[Examples], query: Examples):
+    def __init__(self, learner: SupervisedMAML, support: list[Examples], query: Examples, seeds: int | None = None):
         self.learner = learner
         take = lambda data, part: Examples(data.x[part], data.y[part])
         super().__init__(
@@ -151,13 +159,14 @@ class SupervisedObjective(MetaObjective):
             learner.tasks,
             take,
             learner.chunk,
+            seeds=seeds,
         )
 
     def weighted(self, outer: Any, phi: Any, stages: Any) -> Tensor:
         """(M,) as in ``MetaObjective``, on the query whatever the stage."""
         return super().weighted(outer, phi, [stages[-1]] * len(stages))
 
-    def gradient(self, meta: list[Tensor], outer: Any) -> tuple[float, list[Tensor]]:
+    def gradient(self, meta: list[Tensor], outer: Any) -> tuple[Tensor, list[Tensor]]:
         """As in ``MetaObjective``, by the engine that the learner was given. The compiled ``torch.func`` engine gives
         no loss: it is computed besides."""
         learner, data = self.learner, [tuple(stage) for stage in self.stages]
