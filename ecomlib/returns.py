@@ -70,6 +70,19 @@ def leave_one_out_advantage(discount: float = 1.0, standardised: bool = False) -
     return advantage
 
 
+def same_step_advantage() -> Advantage:
+    """Reward less the mean of the task's rewards over all steps and episodes, then ``per_transition``: for families
+    whose actions do not change what later steps earn, so that later rewards would only be noise. Needs no second
+    episode; its expected gradient is short by one part in the number of steps (eq-sampling-baseline)."""
+
+    def advantage(data: Trajectories) -> Tensor:
+        steps = data.mask.sum((0, -1), keepdim=True).clamp(min=1)
+        mean = (data.reward * data.mask).sum((0, -1), keepdim=True) / steps
+        return per_transition((data.reward - mean) * data.mask, data.mask)
+
+    return advantage
+
+
 def linear_feature_advantage(
     discount: float = 1.0, gae_lambda: float = 1.0, standardised: bool = True, transitions: bool = True
 ) -> Advantage:
