@@ -34,6 +34,10 @@ class Checks:
         self.seeds, self.first_task = seeds, first_task
         self.collected: list[Check] = []
 
+    def add(self, what: str, values: Tensor, tasks: bool = False) -> None:
+        """One more check, as ``Check`` holds it."""
+        self.collected.append(Check(what, values, tasks))
+
     def flag(self) -> Tensor | None:
         """() 0 as long as all is finite, else not a number; None before the first check."""
         return torch.stack([check.values.sum() for check in self.collected]).sum() if self.collected else None
@@ -96,10 +100,10 @@ def check_finite(what: str, tensors: Sequence[Tensor], tasks: bool = True) -> No
     axes = 1 if tasks or (checks is not None and checks.seeds is not None) else 0
     # 0 times a number is 0, unless the number is infinite or none.
     zeros = [t.detach() * 0 for t in tensors]
-    check = Check(what, torch.stack([z.flatten(axes).sum(-1) if z.dim() > axes else z for z in zeros]), tasks)
-    if checks is None:
-        checks = Checks()
-        checks.collected.append(check)
-        checks.read()
-    else:
-        checks.collected.append(check)
+    values = torch.stack([z.flatten(axes).sum(-1) if z.dim() > axes else z for z in zeros])
+    if checks is not None:
+        checks.add(what, values, tasks)
+        return
+    checks = Checks()
+    checks.add(what, values, tasks)
+    checks.read()

@@ -48,6 +48,7 @@ class ReptileStep:
             phi = objective.adapted(meta, stages, tasks, create_graph=False)[-1]
             for i in inner.adapts(meta):
                 direction[i] = direction[i] + objective.mean(phi[i].detach())
+        direction = objective.average(direction)
         if self.adam:
             meta, memory = adam_step(meta, [-d for d in direction], self.lr, memory, seeds)
         else:

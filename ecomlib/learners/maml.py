@@ -25,6 +25,7 @@ from .adaptation import Inner, adapt
 from .meta import MetaLearner, OuterStep, Seeds
 from .objective import MetaObjective, for_tasks, split_meta
 from .output_losses import Episodes, OutputLoss, of_divergence, of_surrogate
+from .sharding import ALONE, Shards
 
 Collect = Callable[[TaskFamily, Any, Policy, list[Tensor], int | Tensor, int], Trajectories]
 """(family, tasks, policy, parameters, seed, episode) -> fresh episodes: whatever a merchant would pay for. The seed is
@@ -180,11 +181,11 @@ class MAML(MetaLearner):
         ids, luck = self.draw(self.config.tasks, seed, iteration, meta[0].device)
         tasks, seeds = source.tasks(ids), None if isinstance(luck, int) else len(seed)
         first, steps = iteration * (self.inner.steps + 1), self.inner.steps
-        own = meta if seeds is None else for_tasks(meta, self.config.tasks)
+        own = meta if seeds is None else for_tasks(meta, len(ids) // seeds)
         phi, stages = self._adapt(own, seeds is None, source, tasks, luck, steps, first, guard=True)
         stages = [*stages, self.collect(source, tasks, phi[-1], luck, first + steps)]
         if self.config.sampling:
-            stages = _scored(stages, self.stage_weights, seeds)
+            stages = _scored(stages, self.stage_weights, seeds, self.shards)
         return PolicyObjective(self, stages, seeds)
 
 
@@ -203,8 +204,9 @@ class PolicyObjective(MetaObjective):
             learner.config.chunk,
             self._sampling_loss if learner.config.sampling else None,
             seeds,
+            learner.shards,
         )
-        self._mean_return = [self.mean(_episode_mean(stage.data)) for stage in stages]
+        self.numbers = self.averages = [self.mean(_episode_mean(stage.data)) for stage in stages]
         network = learner.policy.network
         known = isinstance(network, MLP) and network.activation is torch.tanh
         # These very classes: one that inherits from them may mean something else by its outputs.
@@ -250,8 +252,9 @@ class PolicyObjective(MetaObjective):
         return -torch.stack(terms).sum(0)
 
     def mean_return(self) -> list[Tensor]:
-        """Mean over tasks of the mean return of each stage's episodes."""
-        return self._mean_return
+        """Mean over tasks of the mean return of each stage's episodes; with several processes, known with the first
+        gradient."""
+        return self.averages
 
 
 def compact(stage: Stage) -> Stage:
@@ -270,12 +273,15 @@ def _take_tasks(stage: Stage, part: slice) -> Stage:
     return Stage(Trajectories(*(x[:, part] for x in stage.data)), stage.advantage[:, part], stage.score[part])
 
 
-def _scored(stages: Sequence[Stage], weights: Sequence[float], seeds: int | None = None) -> list[Stage]:
+def _scored(
+    stages: Sequence[Stage], weights: Sequence[float], seeds: int | None = None, shards: Shards = ALONE
+) -> list[Stage]:
     """Each support set scored by the weighted returns of all stages after it, less their mean over the *other* tasks
     (of its seed), which does not depend on this task's support."""
     returns = torch.stack([_episode_mean(stage.data) for stage in stages], 1)  # (M, K + 1)
     returns = returns.unflatten(0, (-1, seeds or 1))
-    others = (returns.sum(0) - returns) / (len(returns) - 1)
+    tasks = len(returns) * shards.size
+    others = (shards.average([returns.mean(0)])[0] * tasks - returns) / (tasks - 1)
     weighted = [w * gain for w, gain in zip(weights, (returns - others).flatten(0, 1).unbind(-1))]
     after = [sum(weighted[k + 1 :], torch.zeros_like(stage.score)) for k, stage in enumerate(stages)]
     return [stage._replace(score=score) for stage, score in zip(stages, after)]

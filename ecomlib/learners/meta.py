@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ..families.base import check, number, require, whole
 from .adaptation import Inner
-from .finite import check_finite, deferred
+from .finite import check_finite, deferred, open_checks
 from .objective import MetaObjective, split_meta  # noqa: F401, split_meta is of this file's subject
+from .sharding import ALONE, Shards
 
 Seeds = int | Sequence[int]
 """The seed of a run, or those of a batch of runs."""
@@ -110,6 +111,8 @@ class MetaLearner:
     name: str
     inner: Inner
     outer: OuterStep
+    shards: Shards = ALONE
+    """Which part of an iteration's tasks this process has (``sharding.py``); set it before training."""
 
     @property
     def batches_seeds(self) -> bool:
@@ -125,13 +128,16 @@ class MetaLearner:
         raise NotImplementedError
 
     def draw(self, tasks: int, seed: Seeds, iteration: int, device: torch.device) -> tuple[Tensor, int | Tensor]:
-        """Ids of the tasks of an iteration, (M,), and their seed. Several seeds draw their own M tasks each: (M S,), in
-        the order of ``objective``, and the seed of each, (M S,)."""
+        """Ids of this process's M tasks of an iteration, (M,), and their seed. Several seeds draw their own tasks each:
+        (M S,), in the order of ``objective``, and the seed of each, (M S,)."""
         alone = whole(seed, -math.inf)
         seeds = [seed] if alone else list(seed)
         own = lambda s: torch.randint(2**62, (tasks,), generator=iteration_generator(s, iteration))
-        ids = torch.stack([own(s) for s in seeds], 1).flatten().to(device)
-        return ids, seed if alone else torch.tensor(seeds).repeat(tasks).to(device)
+        part = self.shards.part(tasks)
+        ids = torch.stack([own(s) for s in seeds], 1)[part].flatten().to(device)
+        if (checks := open_checks()) is not None:
+            checks.first_task = part.start
+        return ids, seed if alone else torch.tensor(seeds).repeat(part.stop - part.start).to(device)
 
     def meta_train(
         self,
@@ -154,6 +160,8 @@ class MetaLearner:
         alone leaves the machine waiting: small tasks, or a GPU (``benchmarks/seed_batch.py``). A value that is not
         finite ends the batch, and the seed is named. Raises ``ValueError`` where the outer step cannot
         (``batches_seeds``).
+
+        With ``shards`` of several processes all of them call this, and get the same result.
         """
         require(whole(iterations, 1), "iterations", iterations, "a whole number >= 1")
         seeds = None if whole(seed, -math.inf) else self._seeds(seed)
@@ -164,8 +172,8 @@ class MetaLearner:
         same = seeds is None or all(len(p) == len(seeds) for p in start.meta)
         require(same, "seed", seed, f"the seeds that `start` was trained with, {len(start.meta[0])} of them")
         state = start._replace(history=list(start.history))
-        remaining = range(state.iteration, iterations)
-        for iteration in tqdm(remaining, desc=self.name, unit="iteration", disable=not progress):
+        remaining, silent = range(state.iteration, iterations), not progress or self.shards.rank > 0
+        for iteration in tqdm(remaining, desc=self.name, unit="iteration", disable=silent):
             try:
                 with deferred(seeds) as checks:
                     objective = self.objective(source, state.meta, seed if seeds is None else seeds, iteration)

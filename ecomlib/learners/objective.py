@@ -1,6 +1,9 @@
 """The meta-objective on the data of one iteration, and its gradient (chapters "MAML, derived" and "Meta-reinforcement
 learning").
 
+Tasks may be shared out over processes (``sharding.py``): an objective then has this process's tasks, and what it
+returns are means over all processes. Each gradient is one all-reduce.
+
 Seeds of one experiment may train in one batch. Meta-parameters then have the seed as first axis, (S, ...), and a task
 axis holds each of M tasks for every seed in turn: task 0 of seeds 0, ..., S - 1, then task 1, and so on. Seeds share no
 parameter, so that the gradient of the *sum* over seeds of each seed's mean is the stack of the seeds' own gradients.
@@ -17,8 +20,9 @@ from torch import Tensor
 from ..networks import MLP
 from . import mlp_adjoint
 from .adaptation import Inner, Loss, adapt
-from .finite import check_finite
+from .finite import check_finite, open_checks
 from .output_losses import OutputLoss
+from .sharding import ALONE, Shards
 
 
 class MetaObjective:
@@ -42,9 +46,14 @@ class MetaObjective:
         chunk: int | None = None,
         extra: Callable[[list[list[Tensor]], Sequence[Any]], Tensor] | None = None,
         seeds: int | None = None,
+        shards: Shards = ALONE,
     ):
         self.inner, self.loss, self.stages, self.weights, self.tasks = inner, loss, stages, weights, tasks
         self.take, self.chunk, self.extra, self.seeds = take, chunk or tasks, extra, seeds
+        self.shards = shards
+        self.numbers: list[Tensor] = []
+        """Means over this process's tasks that go with each gradient to become means over all, ``averages``."""
+        self.averages: list[Tensor] = []
 
     def chunks(self) -> Iterator[tuple[list[Any], int]]:
         """The stages of ``chunk`` tasks (of every seed) at a time, and the length of their task axis: memory grows with
@@ -55,8 +64,25 @@ class MetaObjective:
             yield [self.take(stage, part) for stage in self.stages], part.stop - part.start
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over tasks of what has the task axis first, or of a chunk its share of that mean."""
-        return sum_over_tasks(values, self.seeds) / self.tasks
+        """Mean over this process's tasks of what has the task axis first, or of a chunk its share of that mean."""
+        return (values if self.seeds is None else values.unflatten(0, (-1, self.seeds))).sum(0) / self.tasks
+
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Means over processes. Whether all was finite so far goes with them: all processes stop if one has to."""
+        if self.shards.size == 1:
+            return list(tensors)
+        checks = open_checks()
+        flag = None if checks is None else checks.flag()
+        *tensors, flag = self.shards.average([*tensors, tensors[0].new_zeros(()) if flag is None else flag])
+        if checks is not None:
+            checks.add("a value of another process, which names it", flag[None])
+        return tensors
+
+    def _averaged(self, value: Tensor, gradient: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        value, *rest = self.average([value, *gradient, *self.numbers])
+        gradient, self.averages = rest[: len(gradient)], rest[len(gradient) :]
+        check_finite("meta-gradient", gradient, tasks=False)
+        return value, gradient
 
     def adapted(self, meta: list[Tensor], stages: Sequence[Any], tasks: int, create_graph: bool) -> list[list[Tensor]]:
         """[phi_0, ..., phi_K] of these tasks, each adapted on the stages before it."""
@@ -83,8 +109,7 @@ class MetaObjective:
             for total, g in zip(gradient, torch.autograd.grad(loss.sum(), leaves, allow_unused=True)):
                 if g is not None:
                     total += g
-        check_finite("meta-gradient", gradient, tasks=False)
-        return value, gradient
+        return self._averaged(value, gradient)
 
     def gradient_by_hand(
         self,
@@ -117,8 +142,7 @@ class MetaObjective:
         gradient = list(found.gradient)
         if self.inner.learn_lr:  # one step size for all steps
             gradient += [sum(step[i] for step in found.by_step_size) for i in self.inner.adapts(theta)]
-        check_finite("meta-gradient", gradient, tasks=False)
-        return self.mean(found.loss), gradient
+        return self._averaged(self.mean(found.loss), gradient)
 
     def theta_and_sizes(self, meta: list[Tensor]) -> tuple[list[Tensor], list[list[Any]]]:
         """theta, and for each inner step the step size of each parameter, 0 where it does not adapt."""
@@ -131,6 +155,9 @@ class MetaObjective:
 
     def value(self, meta: list[Tensor], outer: Loss) -> Tensor:
         """Mean over tasks of the weighted loss, without a gradient."""
+        return self.average([self._value(meta, outer)])[0]
+
+    def _value(self, meta: list[Tensor], outer: Loss) -> Tensor:
         total = 0.0
         for stages, tasks in self.chunks():
             phi = self.adapted([p.detach() for p in meta], stages, tasks, create_graph=False)
@@ -150,8 +177,3 @@ def split_meta(inner: Inner, meta: list[Tensor]) -> tuple[list[Tensor], list[Ten
 def for_tasks(meta: Sequence[Tensor], tasks: int) -> list[Tensor]:
     """Of parameters (S, ...), one set per seed, each task's own: (M S, ...), the seeds of task 0 first."""
     return [p.expand(tasks, *p.shape).flatten(0, 1) for p in meta]
-
-
-def sum_over_tasks(values: Tensor, seeds: int | None) -> Tensor:
-    """Sum of (M, ...) over tasks, or of (M S, ...) over the tasks of each seed, (S, ...)."""
-    return values.sum(0) if seeds is None else values.unflatten(0, (-1, seeds)).sum(0)

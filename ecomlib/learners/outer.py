@@ -129,7 +129,7 @@ class TRPOStep:
                 with torch.no_grad():
                     value = value - objective.mean(objective.weighted(outer, phi, stages))
                     divergence = divergence + objective.mean(_weighted_kl(objective, before, phi, stages))
-            return value, divergence
+            return tuple(objective.average([value, divergence]))
 
         product = adapted_fisher_vector_product(objective, meta, self.transitions)
         meta, report = trust_region_step(meta, gradient, product, evaluate, self.trust)
@@ -172,9 +172,11 @@ def adapted_fisher_vector_product(
         require(objective.inner.surrogate is not dice, "TRPOStep.transitions", transitions, "None with dice")
         recurrent = hasattr(policy.network, "step")
         require(not recurrent, "TRPOStep.transitions", transitions, "None with a recurrent policy")
+        require(objective.shards.size == 1, "TRPOStep.transitions", transitions, "None with several processes")
     thinned = lambda stages: stages if transitions is None else [thin(stage, transitions) for stage in stages]
     if objective.by_hand and not objective.inner.learn_lr:
-        return objective.fisher_vector_product(meta, thinned(objective.stages))
+        own = objective.fisher_vector_product(meta, thinned(objective.stages))
+        return lambda vector: objective.average(own(vector))
     for stages, tasks in objective.chunks():
         stages = thinned(stages)
         phi = objective.adapted(leaves, stages, tasks, create_graph=True)
@@ -203,7 +205,7 @@ def adapted_fisher_vector_product(
             for total_, g in zip(result, back):
                 if g is not None:
                     total_ += g
-        return result
+        return objective.average(result)
 
     return product
 

@@ -14,7 +14,6 @@ from ..families.base import require, whole
 from ..networks import MLP, Network
 from . import mlp_adjoint, output_losses
 from .adaptation import Inner, adapt, meta_gradient
-from .finite import check_finite
 from .meta import GradientStep, MetaLearner, OuterStep, Seeds
 from .objective import MetaObjective, split_meta
 
@@ -156,10 +155,11 @@ class SupervisedObjective(MetaObjective):
             learner.loss,
             [*support, query],
             learner.stage_weights,
-            learner.tasks,
+            len(query.x) // (seeds or 1),
             take,
             learner.chunk,
             seeds=seeds,
+            shards=learner.shards,
         )
 
     def weighted(self, outer: Any, phi: Any, stages: Any) -> Tensor:
@@ -176,6 +176,5 @@ class SupervisedObjective(MetaObjective):
             return self.gradient_by_hand(meta, learner.network, loss, loss, pairs, compile=learner.compile)
         if learner.compile:
             gradient = _compiled(learner)([p.detach() for p in meta], data[:-1], data[-1])
-            check_finite("meta-gradient", gradient, tasks=False)
-            return self.value(meta, outer), gradient
+            return self._averaged(self._value(meta, outer), gradient)
         return super().gradient(meta, outer)
