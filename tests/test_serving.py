@@ -43,11 +43,11 @@ with warnings.catch_warnings():
 SHELF = LogitPricing(days=5)
 
 
-def loaded(algorithm="meta-sgd", family=SHELF, episodes=2, seed=0, iteration=7, steps=1):
+def loaded(algorithm="meta-sgd", family=SHELF, episodes=2, seed=0, iteration=7, advantage="same_step", **inner):
     """An untrained run, its last layer enlarged so that prices differ; small, in double precision."""
     config = default_config("pricing", algorithm)
-    inner = replace(config.inner, steps=steps) if algorithm == "meta-sgd" else config.inner
-    data = replace(config.data, episodes=episodes, advantage="same_step")
+    inner = replace(config.inner, **inner)
+    data = replace(config.data, episodes=episodes, advantage=advantage)
     config = replace(config, family=family, inner=inner, data=data, dtype="float64")
     learner = config.learner()
     meta = learner.initial(Generator().manual_seed(seed))
@@ -89,10 +89,18 @@ class Shop:
 
 
 # ------------------------------------------------------------------------------------------------- engine
-@pytest.mark.parametrize("steps, episodes", [(1, 1), (1, 2), (2, 2)])
-def test_a_served_product_lives_through_the_simulated_trial(steps, episodes):
+@pytest.mark.parametrize(
+    "algorithm, steps, episodes, settings",
+    [
+        ("meta-sgd", 1, 1, {}),
+        ("meta-sgd", 2, 2, {}),
+        ("ppo-maml", 2, 3, {"lr": (2.0, 8.0), "advantage": "leave_one_out"}),
+        ("anil", 1, 2, {"surrogate": "log_likelihood"}),
+    ],
+)
+def test_a_served_product_lives_through_the_simulated_trial(algorithm, steps, episodes, settings):
     """Prices, profits and parameters are those of ``train_task`` and of episodes after it."""
-    run = loaded(episodes=episodes, steps=steps)
+    run = loaded(algorithm, episodes=episodes, steps=steps, **settings)
     service, shop = Service([Engine(run)], MemoryStore()), Shop(episodes=episodes, steps=steps)
     answers = shop.sell(service, "sku-1", SHELF.days * episodes * (steps + 1))
     tasks = product("sku-1")
