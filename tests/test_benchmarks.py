@@ -126,3 +126,15 @@ def meta_gradient_phases():
     from benchmarks.rl_iteration import SAMPLING
 
     return SAMPLING
+
+
+def test_seed_batch_writes_ratios_of_the_times_in_the_same_file(tmp_path):
+    result, printed = run("seed_batch", tmp_path)
+    for size in ("small", "middle", "recurrent"):
+        for outer in ("rl", "ppo"):
+            key = f"{size}_{outer}"
+            times = result["milliseconds"][key]
+            assert result["ratios"][f"{key}_batch_vs_one_by_one"] == pytest.approx(
+                times["one by one"] / times["batch"], rel=2e-3
+            )
+            assert result["disagreement"][key] < 1e-3 and key in printed
