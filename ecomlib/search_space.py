@@ -1,0 +1,118 @@
+"""What a search may change, and what a trial is worth (chapter "Running experiments")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from torch import Generator
+
+from .configuration import TrainConfig
+from .evaluation.statistics import normalised_score
+from .families.base import sample_tasks
+from .learners import MetaTraining, PPOStep, TRPOStep
+from .run_evaluation import returns_by_step
+from .training import precision
+
+
+def space(base: TrainConfig) -> dict[str, BaseDistribution]:
+    """What is searched, around the settings ``base``: a name is the setting's place in the configuration."""
+    inner, outer, paid = base.inner, base.outer, base.data.tasks * base.data.episodes
+    found: dict[str, BaseDistribution] = {}
+    if inner.steps:
+        found["inner.lr"] = _around(own_value(base, "inner.lr"), 30)
+    if isinstance(outer, TRPOStep):
+        found["outer.trust.radius"] = _around(outer.trust.radius, 10)
+    else:
+        found["outer.lr"] = _around(outer.lr, 10)
+    if isinstance(outer, PPOStep):
+        found["outer.epochs"] = IntDistribution(1, max(10, outer.epochs))
+        found["outer.clip"] = _around(outer.clip, 4, highest=0.9)
+    if base.policy.hidden:  # all layers have one width
+        found["policy.hidden"] = CategoricalDistribution(sorted({16, 32, 64, 128, base.policy.hidden[0]}))
+    if base.data.transitions is None:  # more tasks or more episodes: the merchant pays for the same number
+        divisors = {n for n in range(2, 51) if paid % n == 0} | {base.data.episodes}
+        found["data.episodes"] = CategoricalDistribution(sorted(divisors))
+    return found
+
+
+def _around(value: float, factor: float, highest: float = float("inf")) -> FloatDistribution:
+    return FloatDistribution(value / factor, max(value, min(value * factor, highest)), log=True)
+
+
+def own_value(base: TrainConfig, name: str) -> Any:
+    """The value that ``base`` itself has; of several step sizes or layers, the first."""
+    value = attrgetter(name)(base)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def chosen(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+    """``base`` with these ``values`` of its ``space``. Several step sizes keep their proportions, all hidden layers
+    have one width, and tasks x episodes stays."""
+    inner, outer, policy, data = base.inner, base.outer, base.policy, base.data
+    for name, value in values.items():
+        if name == "inner.lr":
+            factor = value / own_value(base, name)
+            inner = replace(inner, lr=tuple(x * factor for x in inner.lr) if isinstance(inner.lr, tuple) else value)
+        elif name == "outer.trust.radius":
+            outer = replace(outer, trust=replace(outer.trust, radius=value))
+        elif name == "policy.hidden":
+            policy = replace(policy, hidden=(value,) * len(policy.hidden))
+        elif name == "data.episodes":
+            data = replace(data, episodes=value, tasks=data.tasks * data.episodes // value)
+        else:
+            outer = replace(outer, **{name.removeprefix("outer."): value})
+    return replace(base, inner=inner, outer=outer, policy=policy, data=data)
+
+
+# ------------------------------------------------------------------------------------------------- a trial
+Report = Callable[[int, float], None]
+"""(iteration, mean score over seeds) on the way; may raise ``optuna.TrialPruned``."""
+
+
+def scores_of(
+    config: TrainConfig,
+    base: TrainConfig,
+    tasks_seed: int,
+    tasks: int,
+    device: str,
+    milestones: Sequence[int],
+    report: Report | None = None,
+    tick: Callable[[], Any] = lambda: None,
+) -> list[float]:
+    """Train ``config`` and score every seed, after adaptation, on a fixed list of tasks; the scores after training.
+
+    Adaptation is that of ``base`` in what it costs: as many support episodes and steps, whatever was trained with.
+    """
+    learner = config.learner()
+    judge = replace(config, data=base.data).learner()
+    family, steps = config.family, config.inner.steps
+    with precision(config.dtype):
+        drawn = sample_tasks(family, tasks, Generator().manual_seed(tasks_seed), device)
+        blind, oracle = family.blind_return(drawn), family.oracle_return(drawn)
+        states: dict[tuple[int, ...], MetaTraining] = {}
+        for milestone in milestones:
+            scores = []
+            for group in config.groups:
+                states[group] = learner.meta_train(
+                    family,
+                    group[0] if len(group) == 1 else group,
+                    milestone,
+                    states.get(group),
+                    device,
+                    progress=False,
+                    callback=lambda state: tick(),
+                )
+                for i in range(len(group)):
+                    meta = states[group].meta if len(group) == 1 else [p[i] for p in states[group].meta]
+                    found = returns_by_step(judge, meta, family, drawn, steps, tasks_seed % 2**31)
+                    if found.diverged[-1].any():
+                        share = found.diverged_share[-1].item()
+                        raise FloatingPointError(f"adaptation diverged on {share:.1%} of the validation tasks")
+                    scores.append(normalised_score(found.returns[-1], blind, oracle))
+            if report is not None:
+                report(milestone, sum(scores) / len(scores))
+    return scores
