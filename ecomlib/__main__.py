@@ -20,14 +20,16 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status. 2: the request cannot be met, and the message on stderr says why."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--"]:  # `torchrun -m ecomlib -- train`: what ends the options of torchrun is passed on
+        arguments = arguments[1:]
     parser = argparse.ArgumentParser("python -m ecomlib", description="Policies that adapt, for e-commerce decisions.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in COMMANDS.items():
         commands.add_parser(name, help=about, add_help=False)
-    chosen, rest = parser.parse_known_args(arguments)
-    module = importlib.import_module(f"ecomlib.cli.{chosen.command}")
+    chosen = parser.parse_args(arguments[:1])  # the rest is the command's own
     try:
-        return module.main(rest)
+        return importlib.import_module(f"ecomlib.cli.{chosen.command}").main(arguments[1:])
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 130

@@ -132,8 +132,9 @@ class InnerSettings:
         _check_name(self, "surrogate", tuple(SURROGATES))
         _check_name(self, "adapts", ("all", "head"))
         check(self, "own_unit", lambda x: isinstance(x, bool), "True or False")
-        inner = self.build(None)
-        object.__setattr__(self, "lr", inner.lr)  # a tuple where a list came in
+        checked = self.build(None)
+        for name in ("steps", "lr", "first_order", "learn_lr"):  # a tuple where a list came in
+            object.__setattr__(self, name, getattr(checked, name))
 
     def build(self, policy: Policy | None) -> Inner:
         """The library's own settings, which check these values."""
@@ -189,8 +190,9 @@ class DataSettings:
         check(self, "transitions", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
         check(self, "discount", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
         check(self, "gae_lambda", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
-        known = MAMLConfig(self.tasks, self.episodes, self.stage_weights, chunk=self.chunk)
-        object.__setattr__(self, "stage_weights", known.stage_weights)  # a tuple where a list came in
+        checked = MAMLConfig(self.tasks, self.episodes, self.stage_weights, chunk=self.chunk)
+        for name in ("stage_weights", "chunk"):  # a tuple where a list came in
+            object.__setattr__(self, name, getattr(checked, name))
         several = self.advantage != "leave_one_out" or self.transitions is not None or self.episodes >= 2
         check(self, "episodes", lambda x: several, "a whole number >= 2 with leave_one_out, or another advantage")
 
@@ -315,6 +317,8 @@ def default_config(family: str, algorithm: str) -> TrainConfig:
         settings["policy"] = PolicySettings(network="gru", hidden=(64,), minimum_std=settings["policy"].minimum_std)
         settings["inner"] = replace(settings["inner"], steps=0, lr=0.1)
         settings["data"] = replace(settings["data"], stage_weights=None)
+        if family == "pricing":  # what a price teaches pays off on later days: reward to go, other stores as baseline
+            settings["data"], outer = DataSettings(tasks=64, episodes=8), PPOStep(lr=1e-2, epochs=4)
     change = {
         "fomaml": {"first_order": True},
         "anil": {"adapts": "head"},

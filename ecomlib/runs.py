@@ -28,7 +28,7 @@ from .config_files import config_hash, read_config, write_config
 from .configuration import TrainConfig
 from .families.base import TaskFamily
 from .files import remove_unfinished, write_atomically, write_json
-from .learners import MAML
+from .learners import MAML, MetaTraining
 
 
 class RunError(ValueError):
@@ -118,19 +118,26 @@ class Run:
                 rows.append(row)
         return rows
 
-    def rewind(self, seeds: tuple[int, ...], iteration: int) -> None:
-        """Forget rows of these seeds after ``iteration``, which will be computed again. Raises ``RunError`` where rows
-        before it are missing or are no metrics of this run."""
-        kept = [r for r in self.metrics() if r["seed"] not in seeds or r["iteration"] <= iteration]
-        needed = {f"return after {k} steps" for k in range(self.config.inner.steps + 1)} | {"score"}
-        for seed in seeds:
-            rows = [r for r in kept if r["seed"] == seed]
-            complete = all(type(r.get(name)) in (int, float) for r in rows for name in needed)
-            if [r["iteration"] for r in rows] != list(range(1, iteration + 1)) or not complete:
+    def metrics_until(self, seeds: tuple[int, ...], iteration: int) -> list[list[dict[str, Any]]]:
+        """For each iteration up to this one the rows of these seeds. Raises ``RunError`` where one is missing or is
+        not of this run."""
+        numbers = [f"return after {k} steps" for k in range(self.config.inner.steps + 1)] + ["score"]
+        rows = {s: [] for s in seeds}
+        for row in self.metrics():
+            if row["seed"] in rows and row["iteration"] <= iteration:
+                rows[row["seed"]].append(row)
+        for seed, own in rows.items():
+            complete = all(type(r.get(name)) in (int, float) for r in own for name in numbers)
+            if not complete or [r["iteration"] for r in own] != list(range(1, iteration + 1)):
                 raise RunError(
-                    f"{self.metrics_path} does not hold the metrics of iterations 1 to {iteration} of seed {seed}, the "
-                    "last checkpoint's: restore it from a copy, or delete the folder checkpoints to begin anew"
+                    f"{self.metrics_path} does not hold seed {seed} at each of the iterations 1 to {iteration} that led to "
+                    "the last checkpoint: restore it from a copy, or delete the folder checkpoints to begin anew"
                 )
+        return [list(same) for same in zip(*rows.values())]
+
+    def rewind(self, seeds: tuple[int, ...], iteration: int) -> None:
+        """Forget rows of these seeds after ``iteration``, which will be computed again."""
+        kept = [r for r in self.metrics() if r["seed"] not in seeds or r["iteration"] <= iteration]
         remove_unfinished(self.path)
         write_atomically(self.metrics_path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
@@ -177,13 +184,26 @@ def load_run(
     if state is None:
         raise RunError(f"{path} has no checkpoint of seed {seed} yet")
     learner = run.config.learner()
+    check_state(learner, state, group, run)
     meta = state.meta if len(group) == 1 else [p[group.index(seed)] for p in state.meta]
-    check_shapes(learner, meta, run)
     return LoadedRun(run.config, run.config.family, learner, [p.to(device) for p in meta], seed, state.iteration)
 
 
-def check_shapes(learner: MAML, meta: list[Tensor], run: Run) -> None:
-    """Raise ``CheckpointError`` unless the meta-parameters of one seed fit the learner."""
-    expected = [(tuple(p.shape), getattr(torch, run.config.dtype)) for p in learner.initial(Generator().manual_seed(0))]
-    if (found := [(tuple(p.shape), p.dtype) for p in meta]) != expected:
-        raise CheckpointError(f"a checkpoint of {run.path} holds {found}; its config.toml says {expected}")
+def check_state(learner: MAML, state: MetaTraining, seeds: tuple[int, ...], run: Run) -> None:
+    """Raise ``CheckpointError`` unless a checkpoint of these seeds fits the learner."""
+    seed_axis = () if len(seeds) == 1 else (len(seeds),)
+    initial, dtype = learner.initial(Generator().manual_seed(0)), getattr(torch, run.config.dtype)
+    expected = [(*seed_axis, *p.shape) for p in initial]
+    found = [tuple(p.shape) for p in state.meta]
+    right = found == expected and all(p.dtype == dtype for p in state.meta)
+    if not right:
+        dtypes = ", ".join(sorted({str(p.dtype) for p in state.meta}))
+        raise CheckpointError(f"a checkpoint of {run.path} holds parameters {found}, {dtypes}; its config.toml says "
+                              f"{expected}, {dtype}")  # fmt: skip
+    memory = state.memory
+    if memory is not None:
+        shapes = {"step": [seed_axis] * len(expected), "exp_avg": expected, "exp_avg_sq": expected}
+        tensors = lambda x: isinstance(x, list) and all(isinstance(t, Tensor) for t in x)
+        right = isinstance(memory, dict) and set(memory) == set(shapes) and all(map(tensors, memory.values()))
+        if not right or any([tuple(t.shape) for t in memory[name]] != shapes[name] for name in shapes):
+            raise CheckpointError(f"a checkpoint of {run.path} holds a memory that is not Adam's of its parameters")

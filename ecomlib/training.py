@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,11 @@ from .families.base import check, sample_tasks, whole
 from .files import write_json
 from .learners import MetaTraining
 from .learners.meta import iteration_generator
-from .runs import Run, RunError, check_shapes
+from .runs import Run, RunError, check_state
 from .tracking import TensorBoard, Tracker, WeightsAndBiases
+
+SECONDS_BETWEEN_CURVES = 10
+"""How often TensorBoard sees something new, besides at every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Machine:
     def __post_init__(self):
         check(self, "threads", lambda x: whole(x, 1, 1024), "a whole number from 1 to 1024")
         check(self, "compile", lambda x: isinstance(x, bool), "True or False")
-        check(self, "track", lambda x: isinstance(x, tuple) and set(x) <= {"wandb"}, "wandb, or nothing")
+        check(self, "track", lambda x: isinstance(x, tuple) and all(y == "wandb" for y in x), "wandb, or nothing")
         check(self, "device", lambda x: x in ("auto", "cpu", "cuda"), "one of auto, cpu, cuda")
         missing = self.device == "cuda" and not torch.cuda.is_available()
         check(self, "device", lambda x: not missing, "auto or cpu: this machine has no GPU that torch can use")
@@ -97,15 +101,23 @@ def train(
         processes.wait()
         if not processes.first and not resume:
             run = Run.open(path)
-        with precision(run.config.dtype):
-            if not processes.first:
-                for group in run.config.groups:
-                    Training(run, group, machine, processes, progress=False).train()
-                return run
-            with run.lock():
+        with precision(run.config.dtype), run.lock() if processes.first else nullcontext():
+            # All is read and checked before anything is written: a run that is refused stays as it was.
+            groups = [Training(run, seeds, machine, processes, progress) for seeds in run.config.groups]
+            processes.wait()
+            if processes.first:
                 run.record_environment(environment(processes.device) | {"resumed": resume})
-                seconds = sum(Training(run, group, machine, processes, progress).train() for group in run.config.groups)
-                _write_result(run, seconds)
+            try:
+                for group in groups:
+                    group.train()
+                    if group.stopping and group is not groups[-1]:
+                        raise Interrupted(f"stopped between seeds; saved. {_go_on(run)}")
+            except KeyboardInterrupt as interrupt:
+                if isinstance(interrupt, Interrupted):
+                    raise
+                raise Interrupted(f"stopped at once; saved is the last checkpoint. {_go_on(run)}") from None
+            if processes.first:
+                _write_result(run)
     return run
 
 
@@ -120,31 +132,41 @@ class Training:
         self.learner.shards = processes.shards
         self.family: Any = Compiled(self.config.family) if machine.compile else self.config.family
         self.unsaved: list[dict[str, Any]] = []  # rows of metrics that are not on disk yet
-        self.scores: list[float] = []  # since the last checkpoint
         self.stopping = self.due = False
+        self.failures = 0  # to save, since the last success
+        self.start = self._state()
+        self.done = self.start.iteration if self.start else 0
+        # Scores since the last iteration at which a checkpoint was due.
+        rows = self.run.metrics_until(self.seeds, self.done) if processes.first else []
+        recent = rows[self.done - self.done % self.config.checkpoint_every :]
+        self.scores = [self._mean(same, "score") for same in recent]
 
-    def train(self) -> float:
-        """Train to the end; seconds of this process."""
-        start = self._state()
-        done = start.iteration if start else 0
-        self.processes.wait()  # all have read what the first one is about to change
-        begin = self.last = time.perf_counter()
-        if done == self.config.iterations:
-            return 0.0
+    def train(self) -> None:
+        """Train to the end."""
+        done = self.done
         if not self.processes.first:
-            self._meta_train(start, None)
-            return 0.0
-        self._check_disk()
+            if done < self.config.iterations:
+                self._meta_train(None)
+            return
+        for file in self.folder.missing():
+            _say(f"note: {file} was deleted; going on from {f'iteration {done}' if done else 'the beginning'}")
+        if done < self.config.iterations:
+            self._check_disk()
+        self.folder.tidy()
         self.run.rewind(self.seeds, done)
+        if done == self.config.iterations:
+            return
+        self.last = self.flushed = time.perf_counter()
         self.trackers = self._trackers(done)
         name = f"{self.learner.name} seed{'s' if len(self.seeds) > 1 else ''} " + "-".join(
             map(str, sorted({self.seeds[0], self.seeds[-1]})))  # fmt: skip
         self.bar = tqdm(total=self.config.iterations, initial=done, desc=name, unit="it", disable=not self.progress)
         try:
             with self._signals():
-                self._meta_train(start, self._after_iteration)
+                self._meta_train(self._after_iteration)
                 if self.due:
-                    raise OSError(f"the result could not be saved in {self.run.path}: make room and resume")
+                    raise OSError(f"training is done but THE RESULT IS NOT SAVED in {self.run.path} ({self.problem}): "
+                                  f"make room and compute what is missing again. {_go_on(self.run)}")  # fmt: skip
         except FloatingPointError as error:
             last = self.folder.entries()
             where = f"the last good checkpoint is {self.folder.path / last[-1].file}" if last else "no checkpoint yet"
@@ -153,12 +175,11 @@ class Training:
             self.bar.close()
             for tracker in self.trackers:
                 tracker.close()
-        return time.perf_counter() - begin
 
-    def _meta_train(self, start: MetaTraining | None, callback: Any) -> None:
+    def _meta_train(self, callback: Any) -> None:
         seed = self.seeds[0] if len(self.seeds) == 1 else self.seeds
         self.learner.meta_train(
-            self.family, seed, self.config.iterations, start, self.device, progress=False, callback=callback
+            self.family, seed, self.config.iterations, self.start, self.device, progress=False, callback=callback
         )
 
     def _state(self) -> MetaTraining | None:
@@ -166,8 +187,7 @@ class Training:
         state = self.folder.load()
         if state is None:
             return None
-        one = state.meta if len(self.seeds) == 1 else [p[0] for p in state.meta]
-        check_shapes(self.learner, one, self.run)
+        check_state(self.learner, state, self.seeds, self.run)
         move = lambda x: x.to(self.device) if isinstance(x, torch.Tensor) else x
         return state._replace(meta=[move(p) for p in state.meta], memory=_map(move, state.memory))
 
@@ -183,25 +203,33 @@ class Training:
             for tracker in self.trackers:
                 tracker.log(row["seed"], state.iteration, numbers)
         final = f"return after {self.config.inner.steps} steps"
-        mean = lambda name: sum(row[name] for row in rows) / len(rows)
-        self.scores.append(mean("score"))
+        score = self._mean(rows, "score")
+        self.scores.append(score)
         steps = sum(row["steps"] for row in rows)
-        shown = {"return": f"{mean(final):.3g}", "score": f"{mean('score'):.2f}", "steps/s": f"{steps / seconds:,.0f}"}
+        mean = self._mean(rows, final)
+        shown = {"return": f"{mean:.3g}", "score": f"{score:.2f}", "steps/s": f"{steps / seconds:,.0f}"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         last = state.iteration == self.config.iterations
-        self.due |= last or self.stopping or state.iteration % self.config.checkpoint_every == 0
+        scheduled = last or state.iteration % self.config.checkpoint_every == 0
+        self.due |= scheduled or self.stopping
         if self.due:
-            self._save(state)
+            self._save(state, scheduled)
         else:
             with suppress(OSError):  # they stay unsaved; the next checkpoint reports it
                 self._write_rows(synchronise=False)
+                if now - self.flushed > SECONDS_BETWEEN_CURVES:
+                    self._flush_trackers()
+        if scheduled:
+            self.scores = []
         if self.stopping and not last:
-            raise Interrupted(
-                f"stopped after iteration {state.iteration}; "
-                + (f"that could NOT be saved in {self.run.path}" if self.due else "saved")
-                + f". Go on with: python -m ecomlib train {self.config.family_name} --run {self.run.path} --resume"
-            )
+            saved = f"that could NOT be saved in {self.run.path} ({self.problem})" if self.due else "saved"
+            raise Interrupted(f"stopped after iteration {state.iteration}; {saved}. {_go_on(self.run)}")
+
+    @staticmethod
+    def _mean(rows: list[dict[str, Any]], name: str) -> float:
+        """Mean over seeds of a number of one iteration."""
+        return sum(row[name] for row in rows) / len(rows)
 
     def _numbers(self, state: MetaTraining) -> list[dict[str, Any]]:
         """What this iteration logged, for each seed, with the score of its tasks and the steps that were played."""
@@ -222,33 +250,45 @@ class Training:
             result.append(row | {"score": float(normalised_score(mean, blind, oracle)), "steps": steps})
         return result
 
-    def _save(self, state: MetaTraining) -> None:
+    def _save(self, state: MetaTraining, scheduled: bool) -> None:
         """Metrics first: a checkpoint never stands without the rows that led to it. What cannot be saved now is tried
-        again after the next iteration."""
+        again after the next iteration; warnings become rarer as they repeat."""
         try:
             self._write_rows(synchronise=True)
-            self.folder.save(state, sum(self.scores) / len(self.scores))
-            self.scores, self.due = [], False
+            with suppress(OSError):  # curves wait; a disk that is full fails the checkpoint as well
+                self._flush_trackers()
+            score = sum(self.scores) / len(self.scores) if scheduled else None
+            self.folder.save(state, score, out_of_turn=not scheduled)
         except OSError as error:
-            tqdm.write(
-                f"warning: iteration {state.iteration} could not be saved ({error.strerror or error}); training goes "
-                "on and saving is tried again after every iteration: make room, or press Ctrl-C",
-                file=sys.stderr,
-            )
+            self.failures, self.problem = self.failures + 1, error.strerror or str(error)
+            if self.failures & (self.failures - 1) == 0:  # 1, 2, 4, 8, ...
+                _say(f"warning: iteration {state.iteration} could not be saved ({self.problem}); training goes on and "
+                     "saving is tried again after every iteration: make room, or press Ctrl-C")  # fmt: skip
+            return
+        if self.failures:
+            _say(f"iteration {state.iteration} is saved, after {self.failures} attempts that failed")
+        self.due, self.failures = False, 0
 
     def _write_rows(self, synchronise: bool) -> None:
         """Append rows to ``metrics.jsonl``: all of them or, with ``OSError``, none."""
-        with self.run.metrics_path.open("a", encoding="utf-8") as file:
+        rows = memoryview("".join(json.dumps(row) + "\n" for row in self.unsaved).encode())
+        # Unbuffered: a buffer would try to write its rest once more when it is closed.
+        with self.run.metrics_path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                file.write("".join(json.dumps(row) + "\n" for row in self.unsaved))
-                file.flush()
+                while rows:
+                    rows = rows[file.write(rows) :]
                 if synchronise:
                     os.fsync(file.fileno())
             except OSError:
-                os.truncate(self.run.metrics_path, size)
+                file.truncate(size)
                 raise
         self.unsaved = []
+
+    def _flush_trackers(self) -> None:
+        self.flushed = time.perf_counter()
+        for tracker in self.trackers:
+            tracker.flush()
 
     # ------------------------------------------------------------------------------------ around the loop
     def _check_disk(self) -> None:
@@ -302,7 +342,18 @@ def _map(function: Any, tree: Any) -> Any:
     return [_map(function, x) for x in tree] if isinstance(tree, list) else function(tree)
 
 
-def _write_result(run: Run, seconds: float) -> None:
+def _go_on(run: Run) -> str:
+    """What to type."""
+    path = shlex.quote(str(run.path))
+    return f"Go on with: python -m ecomlib train {run.config.family_name} --run {path} --resume"
+
+
+def _say(message: str) -> None:
+    """A line for the user, beside the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def _write_result(run: Run) -> None:
     """Score and return of the last tenth of the iterations of every seed: means of fresh tasks, no peaks."""
     config, rows = run.config, run.metrics()
     names = [f"return after {k} steps" for k in range(config.inner.steps + 1)] + ["score"]

@@ -7,6 +7,7 @@ is (M,).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, Protocol
@@ -103,8 +104,10 @@ def whole(value: object, low: float, high: float = math.inf) -> bool:
 
 
 def number(value: object, above: float = -math.inf, below: float = math.inf) -> bool:
-    """Whether this is a finite real number with above < value < below; True is not."""
-    return isinstance(value, Real) and not isinstance(value, bool) and above < value < below
+    """Whether this is a finite real number with above < value < below; True is not, nor a whole number that no float
+    can hold."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and abs(value) <= sys.float_info.max and above < value < below
 
 
 def numbers(value: object, length: int | None = None) -> bool:
