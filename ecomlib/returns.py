@@ -121,7 +121,8 @@ class LinearFeatureBaseline:
         gram = x.mT @ x
         scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        self.weights = torch.linalg.solve(gram + self.ridge * scale * eye, x.mT @ y)[..., 0]
+        # Positive definite; the check that plain ``solve`` makes would wait for the device.
+        self.weights = torch.linalg.solve_ex(gram + self.ridge * scale * eye, x.mT @ y).result[..., 0]
         return self
 
     def predict(self, data: Trajectories) -> Tensor:

@@ -1,4 +1,5 @@
-"""The same numbers on a GPU: families, rollouts and meta-gradients under the same uniforms, to 1e-9 in float64.
+"""The same numbers on a GPU: families, rollouts and meta-gradients under the same uniforms, to 1e-9 in float64. And no
+wait for the GPU within an iteration.
 
 Every test also runs with the CPU in the GPU's place, so that its own code is exercised on machines without one.
 """
@@ -12,6 +13,7 @@ from ecomlib.families.navigation import PointNavigation
 from ecomlib.families.pricing import LogitPricing
 from ecomlib.families.tabular import ShopMDP
 from ecomlib.learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, TRPOStep
+from ecomlib.learners.finite import deferred
 from ecomlib.policies import CategoricalMLP, GaussianMLP
 from ecomlib.rollout import rollout
 from ecomlib.surrogates import dice, log_likelihood, ratio
@@ -91,3 +93,42 @@ def test_meta_training(device, outer):
     for a, b in zip(here, there):
         assert b.device.type == device
         assert torch.allclose(a, b.cpu(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture
+def no_waiting():
+    """A switch after which every wait for the GPU is an error, until the test ends."""
+    yield lambda device: device == "cuda" and torch.cuda.set_sync_debug_mode("error")
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@DEVICES
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("seed", [0, (0, 1, 2)])
+def test_an_iteration_never_waits_for_the_gpu(device, seed, by_hand, no_waiting):
+    """A whole iteration of PPO-MAML, but for the reading of what it logs, the one wait that there is."""
+    config = MAMLConfig(4, 8, by_hand=by_hand)
+    family = LogitPricing(days=5)
+    learner = MAML(CategoricalMLP((family.observation_size, 5, 11)), Inner(steps=2), PPOStep(epochs=2), config)
+    state = learner.meta_train(family, seed, 1, device=device, progress=False)
+    with deferred(None if seed == 0 else seed) as checks:
+        no_waiting(device)
+        objective = learner.objective(family, state.meta, seed, 1)
+        meta, _, log = learner.outer.update(objective, state.meta, state.memory)
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        log = checks.read(log)
+    going_on = learner.meta_train(family, seed, 2, start=state, device=device, progress=False)
+    assert log == going_on.history[-1]
+    assert all(torch.equal(a, b) for a, b in zip(meta, going_on.meta))
+
+
+@DEVICES
+def test_seeds_in_one_batch(device):
+    learner = MAML(CategoricalMLP((6, 5, 3)), Inner(lr=0.5), PPOStep(epochs=2), MAMLConfig(4, 8))
+    batch = learner.meta_train(ShopMDP(), (0, 5), 2, device=device, progress=False)
+    for index, seed in enumerate((0, 5)):
+        alone = learner.meta_train(ShopMDP(), seed, 2, progress=False)
+        for a, b in zip(alone.meta, batch.meta):
+            assert b.device.type == device and torch.allclose(a, b[index].cpu(), rtol=1e-6, atol=1e-9)

@@ -98,7 +98,7 @@ def test_single_precision(tasks):
 def test_a_gradient_that_is_not_finite_is_named(tasks, bad):
     reward = tasks.reward.clone()
     reward[3, STATES.index("browse")] = bad
-    with pytest.raises(FloatingPointError, match="gradient of task 3 is not finite at iteration 0"):
+    with pytest.raises(FloatingPointError, match="iteration 0: gradient of task 3, tensor 0, is not finite"):
         train(tasks._replace(reward=reward))
 
 

@@ -16,6 +16,7 @@ from torch.quasirandom import SobolEngine
 from .. import noise as noise_
 from . import shelf
 from .base import check, number, numbers, take, whole
+from .constants import constant
 from .demand import poisson_inverse
 from .priors import GaussianPrior, LogUniformPrior, MarketPrior
 
@@ -180,12 +181,10 @@ class LogitPricing:
         """The markup that an action posts, same shape."""
         if self.continuous:
             return action.clamp(self.markups[0], self.markups[-1])
-        grid = torch.tensor(self.markups, device=action.device, dtype=torch.get_default_dtype())
-        return grid[action]
+        return constant(self.markups, action, torch.get_default_dtype())[action]
 
     def _weekday(self, day: Tensor) -> Tensor:
-        profile = torch.tensor(self.weekday, device=day.device, dtype=day.dtype)
-        return profile[day.long() % len(self.weekday)]
+        return constant(self.weekday, day)[day.long() % len(self.weekday)]
 
     # ------------------------------------------------------------------------------------- oracle and blind policy
     def oracle_markup(self, tasks: Market) -> Tensor:
@@ -241,7 +240,7 @@ class LogitPricing:
         """Demand rates (T, M, A), margins (M, A) and number of levels, as ``families.shelf`` takes them."""
         if self.continuous:
             raise ValueError("action_values needs the price grid: build the family with continuous=False")
-        markup = torch.tensor(self.markups, device=tasks.cost.device, dtype=tasks.cost.dtype)
+        markup = constant(self.markups, tasks.cost)
         share = purchase_probability(tasks, markup.expand(len(tasks.cost), -1))
         weekday = self._weekday(torch.arange(self.days, device=tasks.cost.device, dtype=tasks.cost.dtype))
         rate = weekday[:, None, None] * tasks.traffic[:, None] * share

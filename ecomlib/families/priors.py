@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .base import check, number, numbers
+from .constants import constant
 
 
 def _log_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -100,10 +101,8 @@ class GaussianPrior:
 
     def hidden(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., 3) uniforms -> sensitivity, utility, traffic, each (...)."""
-        factor = uniforms.new_tensor(self.factor)
-        log_sensitivity, logit_share, log_traffic = (
-            uniforms.new_tensor(self.mean) + torch.special.ndtri(uniforms) @ factor.T
-        ).unbind(-1)
+        mean, factor = constant(self.mean, uniforms), constant(self.factor, uniforms)
+        log_sensitivity, logit_share, log_traffic = (mean + torch.special.ndtri(uniforms) @ factor.T).unbind(-1)
         sensitivity = log_sensitivity.exp()
         return sensitivity, logit_share + sensitivity * self.reference_markup, log_traffic.exp()
 

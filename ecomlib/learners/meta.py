@@ -58,7 +58,8 @@ def adam_step(
         leaf.grad = g
         if memory is not None:
             own = {name: values[i].clone() for name, values in memory.items()}
-            own["step"] = own["step"] if seeds is None else own["step"][0]  # seeds go in step
+            step = own["step"].to("cpu")  # where torch keeps it
+            own["step"] = step if seeds is None else step[0]  # seeds go in step
             optimiser.state[leaf] = own
     optimiser.step()
     memory = {name: [optimiser.state[leaf][name] for leaf in leaves] for name in ("step", "exp_avg", "exp_avg_sq")}
@@ -134,10 +135,10 @@ class MetaLearner:
         seeds = [seed] if alone else list(seed)
         own = lambda s: torch.randint(2**62, (tasks,), generator=iteration_generator(s, iteration))
         part = self.shards.part(tasks)
-        ids = torch.stack([own(s) for s in seeds], 1)[part].flatten().to(device)
+        ids = to_device(torch.stack([own(s) for s in seeds], 1)[part].flatten(), device)
         if (checks := open_checks()) is not None:
             checks.first_task = part.start
-        return ids, seed if alone else torch.tensor(seeds).repeat(part.stop - part.start).to(device)
+        return ids, seed if alone else to_device(torch.tensor(seeds).repeat(part.stop - part.start), device)
 
     def meta_train(
         self,
@@ -199,6 +200,13 @@ class MetaLearner:
         together = f"one whole number with {type(self.outer).__name__}: train its seeds one by one"
         require(self.batches_seeds, "seed", seed, together)
         return tuple(seed)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A host tensor on ``device``; from page-locked memory to a GPU, so that the host goes on at once."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def iteration_generator(seed: int, iteration: int) -> Generator:

@@ -16,7 +16,7 @@ from ..families.base import check, number, require, whole
 from ..rollout import Trajectories
 from ..surrogates import dice, log_likelihood, ratio
 from .maml import PolicyObjective, Stage
-from .meta import adam_step
+from .meta import adam_step, to_device
 from .output_losses import of_clipped_surrogate, of_surrogate
 from .ppo import clipped_surrogate
 from .trpo import TRPOConfig, fisher_vector_product, mean_kl, trust_region_step
@@ -221,7 +221,7 @@ def thin(stage: Stage, transitions: int) -> Stage:
     data, advantage, score = stage
     steps, tasks, episodes = data.mask.shape
     mask = data.mask.transpose(0, 1).flatten(1)  # (M, T N)
-    key = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)).to(mask)
+    key = to_device(torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)), mask.device).to(mask)
     index = (key + mask).topk(min(transitions, steps * episodes), -1).indices  # live steps first
     task = torch.arange(tasks, device=mask.device)[:, None]
     pick = lambda x: x.transpose(0, 1).flatten(1, 2)[task, index][None]

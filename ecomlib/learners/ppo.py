@@ -14,7 +14,7 @@ from ..families.base import TaskFamily, check, number, require, whole
 from ..policies import Policy, per_task
 from ..returns import Advantage, leave_one_out_advantage
 from ..rollout import Trajectories, rollout
-from .adaptation import check_finite
+from .finite import check_finite, deferred
 from .reinforce import LearningCurve
 from .trpo import mean_kl
 
@@ -123,7 +123,8 @@ class PPO:
             data = rollout(family, tasks, self.policy, parameters, self.episodes, seed, episode=iteration)
             curve.append(data.returns.mean(-1))
             try:
-                parameters, report = self.update(parameters, data, adam)
+                with deferred():
+                    parameters, report = self.update(parameters, data, adam)
             except FloatingPointError as error:
                 raise FloatingPointError(f"iteration {iteration}: {error}") from None
             if progress:

@@ -15,6 +15,7 @@ from ..policies import Policy, per_task
 from ..returns import leave_one_out, reward_to_go
 from ..rollout import rollout
 from ..surrogates import log_likelihood
+from .finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Reinforce:
         """Learn every task from the same initial parameters. Returns of an iteration are those of *new* episodes.
 
         Adam's steps do not depend on the unit of reward, so one step size serves products that sell 1 unit a day and
-        products that sell 100. Raises ``FloatingPointError`` naming task and iteration if a gradient is not finite.
+        products that sell 100. Raises ``FloatingPointError`` naming iteration, task and tensor if a gradient is not
+        finite.
         """
         config, policy = self.config, self.policy
         # On the CPU whatever the device, so that a seed starts from the same parameters everywhere.
@@ -70,10 +72,11 @@ class Reinforce:
             advantage = leave_one_out(reward_to_go(data.reward, config.discount))
             # The gradient of the sum over tasks is the stack of the tasks' own gradients: they share no parameter.
             gradient = torch.autograd.grad(log_likelihood(policy, parameters, data, advantage).sum(), parameters)
+            try:
+                check_finite("gradient", gradient)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"iteration {iteration}: {error}") from None
             for parameter, g in zip(parameters, gradient):
-                if not g.isfinite().all():
-                    bad = (~g.isfinite().flatten(1).all(1)).nonzero()[0].item()
-                    raise FloatingPointError(f"gradient of task {bad} is not finite at iteration {iteration}")
                 parameter.grad = -g
             optimiser.step()
         episodes = torch.arange(config.iterations) * config.episodes

@@ -19,7 +19,7 @@ from ..policies import Policy, per_task
 from ..returns import Advantage, leave_one_out_advantage
 from ..rollout import Trajectories, rollout
 from ..surrogates import ratio
-from .adaptation import check_finite
+from .finite import check_finite, deferred
 from .reinforce import LearningCurve
 
 
@@ -207,7 +207,8 @@ class TRPO:
             data = rollout(family, tasks, self.policy, parameters, self.episodes, seed, episode=iteration)
             curve.append(data.returns.mean(-1))
             try:
-                parameters, report = self.step(parameters, data)
+                with deferred():
+                    parameters, report = self.step(parameters, data)
             except FloatingPointError as error:
                 raise FloatingPointError(f"iteration {iteration}: {error}") from None
             if progress:
