@@ -40,6 +40,8 @@ VALIDATION, CONFIRMATION = 2**60, 2**60 + 1
 """Generator seeds of the two lists of tasks: out of reach of those of training iterations and of ``families.split``."""
 FRESH_SEED = 1000
 """First training seed of the confirmation; trials have seeds from 0."""
+LEAST_FOR_IMPORTANCE = 20
+"""Complete trials below which the importance of settings is not told: it would be noise."""
 RETRIES = 2
 """How often a trial whose process was killed is tried again: it may be what kills the process."""
 
@@ -251,7 +253,7 @@ class Search:
     def _importance(self) -> dict[str, float]:
         """PED-ANOVA (Watanabe, Bansal and Hutter 2023): which settings tell the best tenth of the trials apart."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < 10 or len({trial.value for trial in complete}) < 2:
+        if len(complete) < LEAST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
             return {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

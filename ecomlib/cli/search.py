@@ -16,7 +16,7 @@ from ..configuration import FAMILIES, OUTER, TrainConfig, default_config
 from ..evaluation.statistics import Interval
 from ..families.base import check
 from ..pictures import NAMES, history_picture, importance_picture
-from ..search import Search, SearchConfig, SearchResult, saved_search
+from ..search import LEAST_FOR_IMPORTANCE, Search, SearchConfig, SearchResult, saved_search
 from ..search_space import own_value, space
 from .calibrate import named_family
 from .evaluate import aligned
@@ -127,6 +127,11 @@ def report(search: Search, found: SearchResult) -> str:
         f"seed{'s'[: config.seeds > 1]}, {config.iterations} iterations"
         + ("" if base.data.transitions else f", {base.data.episodes} episodes of a task and round"),
     ]
+    if found.importance:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in found.importance.items())
+        parts.append(f"Importance (PED-ANOVA): {shares}")
+    else:
+        parts.append(f"Importance is told from {LEAST_FOR_IMPORTANCE} complete trials on.")
     if found.best is None:
         return "\n".join([*parts, "No trial is complete: nothing to recommend."])
     parts.append(f"Best of {len(scored)} trials: {found.best.value:.3f}, too good, since that number chose it")
