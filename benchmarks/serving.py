@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -101,12 +102,11 @@ def with_store(engine: Engine, store: TaskStore, days: int, tasks: int = 50) -> 
 def disk(folder: Path, calls: int) -> dict[str, float]:
     """What one durable write of a page costs on this disk, whatever the program."""
     seconds, page = [], b"x" * 4096
-    with (folder / "page").open("wb") as file:
+    with (folder / "page").open("wb", buffering=0) as file:
         for _ in range(calls):
             started = time.perf_counter()
             file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
+            getattr(os, "fdatasync", os.fsync)(file.fileno())  # as SQLite does
             seconds.append(time.perf_counter() - started)
     return quantiles(seconds)
 
@@ -135,39 +135,56 @@ def server(run: Path, store: Path, *arguments: str) -> Iterator[str]:
         process.wait()
 
 
+class Client:
+    """One connection that is kept open, and nothing else: a full HTTP client would be slower than the server."""
+
+    def __init__(self, address: str):
+        self.host, port = address.removeprefix("http://").split(":")
+        self.port = int(port)
+
+    async def __aenter__(self) -> Client:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.writer.close()
+
+    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], float]:
+        """Status, answer and seconds."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+        started = time.perf_counter()
+        self.writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        status, *headers = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        length = next(int(line.split(":")[1]) for line in headers if line.startswith("content-length"))
+        answer = await self.reader.readexactly(length)
+        return int(status.split()[1]), json.loads(answer), time.perf_counter() - started
+
+
 async def load(address: str, clients: int, seconds: float) -> dict[str, Any]:
     """``clients`` that decide and feed back in turn for so many seconds, each a new product every 28 days."""
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     found: dict[str, list[float]] = {"/decide": [], "/feedback": []}
     errors, begun = [], time.perf_counter()
-    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=60, trust_env=False) as client:
 
-        async def post(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-            started = time.perf_counter()
-            try:
-                answer = await client.post(path, json=body)
-            except httpx.TransportError as error:
-                errors.append(repr(error))
-                return None
-            found[path].append(time.perf_counter() - started)
-            if answer.status_code != 200:
-                errors.append(answer.text)
-                return None
-            return answer.json()
-
-        async def sell(name: int) -> None:
-            number = 0
+    async def sell(name: int) -> None:
+        number = 0
+        async with Client(address) as client:
             while time.perf_counter() - begun < seconds:
-                task = f"c{clients}-{name}-{number // 28}"
-                if decision := await post("/decide", {"task": task, "unit_cost": COST}):
-                    await post("/feedback", {"decision": decision["decision"], "units": sold(number)})
+                body: dict[str, Any] = {"task": f"c{clients}-{name}-{number // 28}", "unit_cost": COST}
+                for path in found:
+                    status, answer, took = await client.post(path, body)
+                    found[path].append(took)
+                    if status != 200:
+                        errors.append(str(answer))
+                        break
+                    body = {"decision": answer["decision"], "units": sold(number)}
                 number += 1
 
-        await asyncio.gather(*(sell(name) for name in range(clients)))
+    done = await asyncio.gather(*(sell(name) for name in range(clients)), return_exceptions=True)
+    errors += [repr(error) for error in done if error is not None]
     elapsed = time.perf_counter() - begun
-    requests = sum(map(len, found.values()))
     return {
-        "requests per second": requests / elapsed,
+        "requests per second": sum(map(len, found.values())) / elapsed,
         "decide": quantiles(found["/decide"]),
         "feedback": quantiles(found["/feedback"]),
         "errors": len(errors),
