@@ -141,7 +141,9 @@ def export_policy(
             "episodes": episodes,
             "episodes_in_training": learner.config.episodes,
             "inner_steps": learner.inner.steps,
-            "assumed": "the days were chosen with the probabilities of the policy before adaptation",
+            "probabilities": "of the table"
+            if "probability" in days
+            else "assumed: those of the policy before adaptation",
         }
     module = PolicyModule(learner.policy, theta).eval()
     sizes = {"observation": family.observation_size}

@@ -189,6 +189,22 @@ def test_support_episodes_are_those_of_a_rollout():
         torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_probabilities_that_were_written_down_are_used():
+    """With them, the days of a uniform pricing give the weighted gradient; without, all weights are 1."""
+    run = loaded()
+    theta, table = run.meta[: run.learner.policy.tensors], days(7)
+    data = support_episodes(read_days(table, SHELF), SHELF, run.learner.policy, theta)
+    known = support_episodes(read_days(table.assign(probability=1 / 11), SHELF), SHELF, run.learner.policy, theta)
+    expected = run.learner.policy.log_prob(theta, data.observation, data.action)
+    torch.testing.assert_close(data.log_prob, expected)
+    torch.testing.assert_close(known.log_prob, torch.full_like(expected, -np.log(11)))
+    unweighted, weighted = (
+        adapted_parameters(run.learner, run.meta, SHELF, read_days(t, SHELF))[0]
+        for t in (table, table.assign(probability=1 / 11))
+    )
+    assert max((a - b).abs().max() for a, b in zip(unweighted, weighted)) > 1e-3
+
+
 def test_a_limited_stock_is_counted_down_by_the_table():
     family = replace(SHELF, stock=60)
     run = loaded()
@@ -254,6 +270,7 @@ def test_prices_between_those_of_the_grid_are_those_nearest():
         ({"day": [0, 1, 2, 3, 4, 5, 6]}, "column 'day': 1 of 7.*row 1 .*day 0.*from 1"),
         ({"day": [*"abcdefg"]}, "column 'day': 7 of 7"),
         ({"day": [1e300] * 7}, "column 'day'"),
+        ({"probability": [0.5] * 6 + [0.0]}, "column 'probability': 1 of 7.*row 7.*allowed: numbers in"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_column_row_value_and_what_is_allowed(change, message):

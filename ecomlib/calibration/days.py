@@ -23,25 +23,27 @@ REQUIRED = ("day", "units", "unit_cost")
 def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.DataFrame:
     """Read and check a table with one row a day of *one* product. The input is never modified.
 
-    =========  =====================  =====================================================================
-    Column     Needed                 Meaning and allowed values
-    =========  =====================  =====================================================================
-    day        required               a whole number from 1, day 1 a Monday; or an ISO date. No day between
+    ===========  ===================  =====================================================================
+    Column       Needed               Meaning and allowed values
+    ===========  ===================  =====================================================================
+    day          required             a whole number from 1, day 1 a Monday; or an ISO date. No day between
                                       the first and the last may be missing or repeated
-    price      unless there is a      what a unit cost the shopper that day, > 0
-               markup
-    markup     instead of the price   price / unit cost, > 0
-    units      required               units sold, a whole number >= 0
-    unit_cost  required               what a unit cost the merchant, > 0, in the money of the family, where the
+    price        unless there is a    what a unit cost the shopper that day, > 0
+                 markup
+    markup       instead of a price   price / unit cost, > 0
+    units        required             units sold, a whole number >= 0
+    unit_cost    required             what a unit cost the merchant, > 0, in the money of the family, where the
                                       average unit cost is 1; a price is in the same money
-    =========  =====================  =====================================================================
+    probability  optional             with which the price was chosen, in (0, 1], where that was written down
+    ===========  ===================  =====================================================================
 
     A markup must be within half a step of the nearest of ``family.markups`` (an edge has the step next to it), which
     then stands for it; a ``continuous`` family takes any between the smallest and the largest.
 
     Returns:
         A new table sorted by day: ``episode`` and ``day`` (both from 0; an episode is ``family.days`` days and starts
-        on a Monday), ``markup`` as in the family's grid, ``action``, ``units``, ``unit_cost``, ``reward``.
+        on a Monday), ``markup`` as in the family's grid, ``action``, ``units``, ``unit_cost``, ``reward``, and
+        ``probability`` where it was given.
 
     Raises:
         SalesTableError: (a ``ValueError``) naming the column, the number of offending rows, the first of them (counted
@@ -64,13 +66,16 @@ def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.Dat
     units, cost = _numbers(table, "units"), _numbers(table, "unit_cost")
     _refuse(table, "units", ~((units >= 0) & (units == np.floor(units))), "whole numbers >= 0 (take returns out)")
     _refuse(table, "unit_cost", ~(cost > 0), positive)
+    chance = _numbers(table, "probability") if "probability" in table else None
+    if chance is not None:
+        _refuse(table, "probability", ~((chance > 0) & (chance <= 1)), "numbers in (0, 1]")
     value = _numbers(table, priced[0])
     _refuse(table, priced[0], ~(value > 0), positive)
     markup = value if priced[0] == "markup" else value / cost
     action, markup = _action(table, priced[0], markup.to_numpy(), family)
     day = _days(table)
     read = pd.DataFrame({"day": day, "markup": markup, "action": action, "units": units, "unit_cost": cost})
-    read = read.sort_values("day", ignore_index=True)
+    read = (read if chance is None else read.assign(probability=chance)).sort_values("day", ignore_index=True)
     read.insert(0, "episode", read["day"] // family.days)
     read["day"] -= read["episode"] * family.days
     read["reward"] = read["unit_cost"] * (read["markup"] - 1) * read["units"]
@@ -91,11 +96,11 @@ def support_episodes(table: pd.DataFrame, family: LogitPricing, policy: Policy, 
     Yesterday's markup and units are 0 on the first day of the table and of every episode, as for a policy that starts
     to sell.
 
-    The table tells what was posted, not with which probability: somebody else's pricing chose. ``log_prob`` is
-    therefore that of the policy ``theta``, as if it had acted, so every likelihood ratio is 1 at theta and no step is
-    reweighted. The inner gradient is then an average over the days that the other pricing chose, off by the missing
-    weight of equation (eq-missing-weight) of chapter "Shipping a policy"; it is the policy's own only where the other
-    pricing chose as theta does.
+    ``log_prob`` is the logarithm of the table's ``probability``. Where nobody wrote it down, it is that of the policy
+    ``theta``, as if it had acted: every likelihood ratio is then 1 at theta and no day is reweighted. The inner step
+    then follows an average over the days that the other pricing chose, off by the missing weight of equation
+    (eq-missing-weight) of chapter "Shipping a policy"; it is the policy's own only where the other pricing chose as
+    theta does. Surrogates without a ratio (``log_likelihood``) leave the weight out in any case.
     """
     column = lambda name: torch.tensor(table[name].to_numpy(dtype=float), dtype=theta[0].dtype)
     starts = torch.tensor(table["episode"].diff().ne(0).to_numpy())
@@ -124,6 +129,8 @@ def support_episodes(table: pd.DataFrame, family: LogitPricing, policy: Policy, 
     zeros, ones = units.new_zeros(shape), torch.ones_like(units)
     with torch.no_grad():
         log_prob = policy.log_prob(theta, observation, action)
+    if "probability" in table:
+        log_prob = place(log_prob, column("probability").log())
     return Trajectories(observation, action, log_prob, place(zeros, column("reward")), place(zeros, ones))
 
 

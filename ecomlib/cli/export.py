@@ -21,8 +21,8 @@ class ExportOptions:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     task_data: Path | None = None
-    """Table of one product's days to adapt to: day, price (or markup), units, unit_cost. Without it the policy before
-    adaptation is exported. A recurrent policy adapts by its memory and takes none."""
+    """Table of one product's days to adapt to: day, price (or markup), units, unit_cost, and the price's probability
+    where it is known. Without a table the policy before adaptation is exported. A recurrent policy takes none."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx: for ONNX Runtime. torch: a torch.export program."""
     out: Path | None = None
