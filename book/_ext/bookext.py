@@ -23,11 +23,12 @@ RUN_TIMES = BOOK / "run_times.json"
 # The book is complete without a network, so names of other projects have no inventory to be looked up in.
 # Names of this library are looked up, and a wrong one stops the build.
 ELSEWHERE = [
-    ("py:.*", r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|typing|pathlib|pyarrow)\..*"),
+    ("py:.*", r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|typing|pathlib|pyarrow|optuna|fastapi)\..*"),
     (
         "py:class",
         r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
-        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update)",
+        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update"
+        r"|ecomlib\.configuration\.(FamilyT|OuterT))",
     ),
 ]
 
