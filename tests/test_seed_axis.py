@@ -195,6 +195,13 @@ def test_a_meta_parameter_that_is_not_finite_names_its_seed():
         maml.meta_train(family, SEEDS, 1, progress=False)
 
 
+def test_a_seed_may_be_numpys():
+    family, maml = learner("RL")
+    for seed, same in ((np.int64(3), 3), ([np.int64(3), 0], (3, 0))):
+        found, wanted = (maml.meta_train(family, s, 1, progress=False).meta for s in (seed, same))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+
+
 def test_what_cannot_batch_seeds_says_so():
     maml = MAML(SOFTMAX(), Inner(), TRPOStep(), MAMLConfig(3, 4))
     assert not maml.batches_seeds and learner("PPO")[1].batches_seeds

@@ -179,7 +179,7 @@ class MAML(MetaLearner):
     def objective(self, source: TaskFamily, meta: list[Tensor], seed: Seeds, iteration: int) -> MetaObjective:
         """Draw tasks, collect D_0, ..., D_K with phi_0, ..., phi_K, and hand them to the outer step."""
         ids, luck = self.draw(self.config.tasks, seed, iteration, meta[0].device)
-        tasks, seeds = source.tasks(ids), None if isinstance(luck, int) else len(seed)
+        tasks, seeds = source.tasks(ids), len(seed) if isinstance(luck, Tensor) else None
         first, steps = iteration * (self.inner.steps + 1), self.inner.steps
         own = meta if seeds is None else for_tasks(meta, len(ids) // seeds)
         phi, stages = self._adapt(own, seeds is None, source, tasks, luck, steps, first, guard=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..families.base import check, number, require, whole
 from .adaptation import Inner
 from .finite import check_finite, deferred, open_checks
-from .objective import MetaObjective, split_meta  # noqa: F401, split_meta is of this file's subject
+from .objective import MetaObjective
 from .sharding import ALONE, Shards
 
 Seeds = int | Sequence[int]
@@ -132,13 +132,13 @@ class MetaLearner:
         """Ids of this process's M tasks of an iteration, (M,), and their seed. Several seeds draw their own tasks each:
         (M S,), in the order of ``objective``, and the seed of each, (M S,)."""
         alone = whole(seed, -math.inf)
-        seeds = [seed] if alone else list(seed)
+        seeds = [int(s) for s in ([seed] if alone else seed)]
         own = lambda s: torch.randint(2**62, (tasks,), generator=iteration_generator(s, iteration))
         part = self.shards.part(tasks)
         ids = to_device(torch.stack([own(s) for s in seeds], 1)[part].flatten(), device)
         if (checks := open_checks()) is not None:
             checks.first_task = part.start
-        return ids, seed if alone else to_device(torch.tensor(seeds).repeat(part.stop - part.start), device)
+        return ids, seeds[0] if alone else to_device(torch.tensor(seeds).repeat(part.stop - part.start), device)
 
     def meta_train(
         self,

@@ -129,7 +129,7 @@ class SupervisedMAML(MetaLearner):
         draw = lambda points, episode: Examples(*source.sample(tasks, points, luck, episode))
         support = [draw(self.shots, 0)] * steps if self.same_support else [draw(self.shots, k) for k in range(steps)]
         query = draw(self.queries, steps)
-        return SupervisedObjective(self, support, query, None if isinstance(luck, int) else len(seed))
+        return SupervisedObjective(self, support, query, len(seed) if isinstance(luck, Tensor) else None)
 
 
 AT_OUTPUTS = {mean_squared_error: output_losses.squared_error, cross_entropy_loss: output_losses.cross_entropy}
