@@ -24,7 +24,7 @@ class CompareOptions:
     """Compare runs of one task family after their last inner step: same tasks, same luck, differences from the first
     run with intervals."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
     """Folders of the runs, at least two; all others are compared with the first."""
     split: Literal["train", "test", "shifted"] = "test"
     """Which fixed list of tasks: train and test are from the prior of training, shifted from another one."""

@@ -21,7 +21,7 @@ class EvaluateOptions:
     to classical policies on the same tasks with the same luck. Writes evaluation-SPLIT.json (.npz, .svg, .png) into the
     run's folder."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, finished or not."""
     split: tyro.conf.UseAppendAction[tuple[Literal["train", "test", "shifted"], ...]] = ()
     """Which fixed list of tasks: train and test are from the prior of training, shifted from another one. May be given
