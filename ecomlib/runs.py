@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -94,6 +94,18 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ metrics
     @property
+    def returns(self) -> list[str]:
+        """Names of the returns after 0, ..., K inner steps in a row of metrics."""
+        return [f"return after {k} steps" for k in range(self.config.inner.steps + 1)]
+
+    def score(self, rows: Sequence[dict[str, Any]]) -> float | None:
+        """Normalised score of the tasks of these rows after adaptation, a ratio of means; None where the oracle gains
+        nothing on them (few tasks: one price is best for all)."""
+        mean = lambda name: sum(row[name] for row in rows) / len(rows)
+        blind, gap = mean("blind return"), mean("oracle return") - mean("blind return")
+        return (mean(self.returns[-1]) - blind) / gap if gap > 0 else None
+
+    @property
     def metrics_path(self) -> Path:
         """``metrics.jsonl``."""
         return self.path / "metrics.jsonl"
@@ -121,7 +133,7 @@ class Run:
     def metrics_until(self, seeds: tuple[int, ...], iteration: int) -> list[list[dict[str, Any]]]:
         """For each iteration up to this one the rows of these seeds. Raises ``RunError`` where one is missing or is
         not of this run."""
-        numbers = [f"return after {k} steps" for k in range(self.config.inner.steps + 1)] + ["score"]
+        numbers = [*self.returns, "blind return", "oracle return"]
         rows = {s: [] for s in seeds}
         for row in self.metrics():
             if row["seed"] in rows and row["iteration"] <= iteration:
@@ -130,8 +142,8 @@ class Run:
             complete = all(type(r.get(name)) in (int, float) for r in own for name in numbers)
             if not complete or [r["iteration"] for r in own] != list(range(1, iteration + 1)):
                 raise RunError(
-                    f"{self.metrics_path} does not hold seed {seed} at each of the iterations 1 to {iteration} that led to "
-                    "the last checkpoint: restore it from a copy, or delete the folder checkpoints to begin anew"
+                    f"{self.metrics_path} does not hold seed {seed} at all iterations from 1 to {iteration}, which led "
+                    "to the last checkpoint: restore it from a copy, or delete the folder checkpoints to begin anew"
                 )
         return [list(same) for same in zip(*rows.values())]
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from .configuration import TrainConfig
 from .distributed import Processes
 from .environment import environment
-from .evaluation.statistics import normalised_score
 from .families.base import check, sample_tasks, whole
 from .files import write_json
 from .learners import MetaTraining
@@ -136,10 +135,9 @@ class Training:
         self.failures = 0  # to save, since the last success
         self.start = self._state()
         self.done = self.start.iteration if self.start else 0
-        # Scores since the last iteration at which a checkpoint was due.
         rows = self.run.metrics_until(self.seeds, self.done) if processes.first else []
-        recent = rows[self.done - self.done % self.config.checkpoint_every :]
-        self.scores = [self._mean(same, "score") for same in recent]
+        # Rows since the last iteration at which a checkpoint was due: what it is scored by.
+        self.recent = [r for same in rows[self.done - self.done % self.config.checkpoint_every :] for r in same]
 
     def train(self) -> None:
         """Train to the end."""
@@ -178,9 +176,13 @@ class Training:
 
     def _meta_train(self, callback: Any) -> None:
         seed = self.seeds[0] if len(self.seeds) == 1 else self.seeds
-        self.learner.meta_train(
-            self.family, seed, self.config.iterations, self.start, self.device, progress=False, callback=callback
-        )
+        iterations = self.config.iterations
+        try:
+            self.learner.meta_train(self.family, seed, iterations, self.start, self.device, False, callback)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise FloatingPointError(f"a step size is too large for {self.config.dtype} ({error})") from None
 
     def _state(self) -> MetaTraining | None:
         """Where the run stands, on the device."""
@@ -198,16 +200,15 @@ class Training:
         rows = [{"seed": s, "iteration": state.iteration, **r, "seconds": round(seconds, 4)}
                 for s, r in zip(self.seeds, self._numbers(state))]  # fmt: skip
         self.unsaved += rows
+        self.recent += rows
         for row in rows:
-            numbers = {k: v for k, v in row.items() if k not in ("seed", "iteration")}
+            numbers = {k: v for k, v in row.items() if k not in ("seed", "iteration") and v is not None}
             for tracker in self.trackers:
                 tracker.log(row["seed"], state.iteration, numbers)
-        final = f"return after {self.config.inner.steps} steps"
-        score = self._mean(rows, "score")
-        self.scores.append(score)
-        steps = sum(row["steps"] for row in rows)
-        mean = self._mean(rows, final)
-        shown = {"return": f"{mean:.3g}", "score": f"{score:.2f}", "steps/s": f"{steps / seconds:,.0f}"}
+        final = sum(row[self.run.returns[-1]] for row in rows) / len(rows)
+        score, steps = self.run.score(rows), sum(row["steps"] for row in rows)
+        shown = {"return": f"{final:.3g}", "score": "-" if score is None else f"{score:.2f}"}
+        shown["steps/s"] = f"{steps / seconds:,.0f}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         last = state.iteration == self.config.iterations
@@ -221,15 +222,10 @@ class Training:
                 if now - self.flushed > SECONDS_BETWEEN_CURVES:
                     self._flush_trackers()
         if scheduled:
-            self.scores = []
+            self.recent = []
         if self.stopping and not last:
             saved = f"that could NOT be saved in {self.run.path} ({self.problem})" if self.due else "saved"
             raise Interrupted(f"stopped after iteration {state.iteration}; {saved}. {_go_on(self.run)}")
-
-    @staticmethod
-    def _mean(rows: list[dict[str, Any]], name: str) -> float:
-        """Mean over seeds of a number of one iteration."""
-        return sum(row[name] for row in rows) / len(rows)
 
     def _numbers(self, state: MetaTraining) -> list[dict[str, Any]]:
         """What this iteration logged, for each seed, with the score of its tasks and the steps that were played."""
@@ -240,14 +236,12 @@ class Training:
             tasks = sample_tasks(
                 self.config.family, self.config.data.tasks, iteration_generator(seed, state.iteration - 1), self.device
             )
-            blind, oracle = (
-                f(tasks).cpu() for f in (self.config.family.blind_return, self.config.family.oracle_return)
-            )
-            mean = torch.full_like(blind, row[f"return after {self.config.inner.steps} steps"])
+            row["blind return"] = self.config.family.blind_return(tasks).mean().item()
+            row["oracle return"] = self.config.family.oracle_return(tasks).mean().item()
             data = self.config.data
             episode_steps = data.transitions or data.episodes * self.config.family.horizon
             steps = data.tasks * episode_steps * (self.config.inner.steps + 1)
-            result.append(row | {"score": float(normalised_score(mean, blind, oracle)), "steps": steps})
+            result.append(row | {"score": self.run.score([row]), "steps": steps})
         return result
 
     def _save(self, state: MetaTraining, scheduled: bool) -> None:
@@ -257,7 +251,7 @@ class Training:
             self._write_rows(synchronise=True)
             with suppress(OSError):  # curves wait; a disk that is full fails the checkpoint as well
                 self._flush_trackers()
-            score = sum(self.scores) / len(self.scores) if scheduled else None
+            score = self.run.score(self.recent) if scheduled else None
             self.folder.save(state, score, out_of_turn=not scheduled)
         except OSError as error:
             self.failures, self.problem = self.failures + 1, error.strerror or str(error)
@@ -354,14 +348,14 @@ def _say(message: str) -> None:
 
 
 def _write_result(run: Run) -> None:
-    """Score and return of the last tenth of the iterations of every seed: means of fresh tasks, no peaks."""
+    """Score and returns of the last tenth of the iterations of every seed: fresh tasks in each, no peaks."""
     config, rows = run.config, run.metrics()
-    names = [f"return after {k} steps" for k in range(config.inner.steps + 1)] + ["score"]
     last = max(1, config.iterations // 10)
     by_seed = {}
     for seed in (s for group in config.groups for s in group):
         tail = [r for r in rows if r["seed"] == seed and r["iteration"] > config.iterations - last]
-        by_seed[str(seed)] = {name: sum(r[name] for r in tail) / len(tail) for name in names}
+        by_seed[str(seed)] = {name: sum(r[name] for r in tail) / len(tail) for name in run.returns}
+        by_seed[str(seed)]["score"] = run.score(tail)
     write_json(run.path / "result.json", {
         "config": run.hash,
         "algorithm": run.config.learner().name,

@@ -5,6 +5,9 @@ import itertools
 import json
 import os
 import random
+import re
+import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,9 +19,13 @@ import pytest
 from notebooks import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ecomlib.__main__ import main
+from ecomlib.config_files import read_config
 from ecomlib.configuration import DataSettings, PolicySettings, default_config
 from ecomlib.families import LogitPricing
-from ecomlib.training import train
+from ecomlib.learners import MAML
+from ecomlib.runs import Run, load_run
+from ecomlib.training import Interrupted, Training, train
 
 SMALL = "--data.tasks 2 --data.episodes 2 --family.days 3 --policy.hidden 4".split()
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
@@ -67,11 +74,12 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 # ------------------------------------------------------------------------------------------------ random moments
-def kill_and_resume(path: Path, flags: list[str], total: int, kills: int, luck: random.Random) -> list[int]:
-    """Train with ``kills`` kills -9, spread over the life of a run of ``total`` rows of metrics; how many rows there
-    were at each."""
-    # Before anything is written, while it is, and at the end; then each at a moment of its own.
-    targets = sorted(luck.randint(-total // (kills + 1), total) for _ in range(kills))
+def kill_and_resume(
+    path: Path, flags: list[str], rows_between: list[tuple[int, int]], luck: random.Random
+) -> list[int]:
+    """Train with a kill -9 at a random moment within each range of rows of metrics (less than 0: at random in the first
+    seconds); how many rows there were at each."""
+    targets = [luck.randint(low, high) for low, high in rows_between]
     seen = []
     for target in targets:
         begun = (path / "config.toml").exists()
@@ -106,10 +114,16 @@ def uninterrupted(tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("name, flags, total, kills", [("batch", BATCH, 60, 3), ("one by one", ONE_BY_ONE, 30, 2)])
-def test_killed_five_times_at_random(tmp_path, uninterrupted, name, flags, total, kills):
-    seen = kill_and_resume(tmp_path / "run", flags, total, kills, random.Random(kills))
-    assert any(0 < n < total for n in seen)  # it was hit while it trained, not only before or after
+@pytest.mark.parametrize(
+    "name, flags, moments",
+    [
+        ("batch", BATCH, [(-1, -1), (2, 40), (41, 60)]),  # while it starts, trains, and near the end
+        ("one by one", ONE_BY_ONE, [(1, 14), (16, 28)]),  # in the first seed and in the second
+    ],
+)
+def test_killed_five_times_at_random(tmp_path, uninterrupted, name, flags, moments):
+    seen = kill_and_resume(tmp_path / "run", flags, moments, random.Random(4))
+    assert any(0 < n < moments[-1][1] for n in seen)  # it was hit while it trained, not only before or after
     assert outcome(tmp_path / "run") == uninterrupted[name]
 
 
@@ -117,7 +131,9 @@ def test_killed_five_times_at_random(tmp_path, uninterrupted, name, flags, total
 @pytest.mark.parametrize("chain", range(20))
 def test_killed_a_hundred_times_at_random(tmp_path, uninterrupted, chain):
     name, flags, total = [("batch", BATCH, 60), ("one by one", ONE_BY_ONE, 30)][chain % 2]
-    kill_and_resume(tmp_path / "run", flags, total, 5, random.Random(100 + chain))
+    luck = random.Random(100 + chain)
+    moments = sorted(luck.randint(-total // 5, total) for _ in range(5))
+    kill_and_resume(tmp_path / "run", flags, [(m, m) for m in moments], luck)
     assert outcome(tmp_path / "run") == uninterrupted[name]
 
 
@@ -177,16 +193,52 @@ class Writer:
         return getattr(self.file, name)
 
 
-def in_child(function) -> int:
-    """Run ``function`` in a copy of this process; its exit status, or minus the signal that ended it."""
+def fork(function, err: Path | None = None) -> int:
+    """Run ``function`` in a copy of this process, which ends with the status that it returns; its number."""
     pid = os.fork()
     if pid == 0:
-        status = 1
-        with contextlib.suppress(BaseException):
-            function()
-            status = 0
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = 99
+        try:
+            if err is not None:
+                os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+                sys.stderr = os.fdopen(2, "w", buffering=1)
+            status = function() or 0
+        finally:
+            os._exit(status)
+    CHILDREN.append(pid)
+    return pid
+
+
+CHILDREN: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left():
+    yield
+    for pid in CHILDREN:  # those that have not ended, stopped ones too
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    CHILDREN.clear()
+
+
+def ended(pid: int, seconds: float = 60) -> int | None:
+    """Exit status of a child, or minus the signal that ended it; None if it has not ended in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            CHILDREN.remove(pid)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.001)
 
 
 @needs_fork
@@ -203,7 +255,7 @@ def test_killed_at_every_step_of_writing(tmp_path, seeds_at_once):
             Steps(fatal).install()
             train(config, path, progress=False)
 
-        if (status := in_child(doomed)) == 0:
+        if (status := ended(fork(doomed))) == 0:
             break  # it has fewer steps
         assert status == -signal.SIGKILL
         resume = (path / "config.toml").exists()
@@ -211,3 +263,157 @@ def test_killed_at_every_step_of_writing(tmp_path, seeds_at_once):
         assert outcome(path) == expected, f"killed at step {fatal}"
     assert fatal > 40
     assert outcome(path) == expected
+
+
+# ------------------------------------------------------------------------------------------ signals
+def test_ctrl_c_saves_and_the_command_that_it_prints_goes_on(tmp_path, uninterrupted):
+    path = tmp_path / "run"
+    process = start(path, *BATCH)
+    wait_for(lambda: len(rows(path)) >= 10)
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 130, err
+    message = err.splitlines()[-1]
+    done = int(re.search(r"stopped after iteration (\d+); saved", message)[1])
+    assert len(rows(path)) == 2 * done < 60  # nothing is lost, not even what came after the last checkpoint due
+    command = message.split("Go on with: python ")[1]
+    again = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f" {done}/30" in again.stderr  # the progress bar begins there
+    assert outcome(path) == uninterrupted["batch"]
+
+
+def command(path: Path, *flags: str):
+    """``python -m ecomlib train`` without the seconds it takes to start."""
+    return lambda: main(["train", "pricing", "--run", str(path), *flags])
+
+
+@needs_fork
+@pytest.mark.parametrize("name, flags", [("batch", BATCH), ("one by one", ONE_BY_ONE)])
+def test_sigterm_saves(tmp_path, uninterrupted, name, flags):
+    path, err = tmp_path / "run", tmp_path / "err"
+    child = fork(command(path, *flags), err)
+    wait_for(lambda: len(rows(path)) >= 17)  # of one by one, in the second seed
+    os.kill(child, signal.SIGTERM)
+    assert ended(child) == 130
+    assert f"--run {path} --resume" in err.read_text().splitlines()[-1]
+    assert ended(fork(command(path, "--resume"))) == 0
+    assert outcome(path) == uninterrupted[name]
+
+
+@needs_fork
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    path, err = tmp_path / "run", tmp_path / "err"
+
+    def slow():
+        objective = MAML.objective
+
+        def wait_at_the_fourth(self, source, meta, seed, iteration):
+            if iteration == 3:
+                (tmp_path / "there").touch()
+                time.sleep(60)
+            return objective(self, source, meta, seed, iteration)
+
+        MAML.objective = wait_at_the_fourth
+        return main(["train", "pricing", "--run", str(path), *BATCH])
+
+    child = fork(slow, err)
+    wait_for((tmp_path / "there").exists)
+    os.kill(child, signal.SIGINT)
+    assert ended(child, 0.5) is None  # it would like to finish the iteration
+    os.kill(child, signal.SIGINT)
+    assert ended(child, 5) == 130
+    assert "stopped at once; saved is the last checkpoint" in err.read_text()
+    saved = (path / "checkpoints" / "seeds-0-1").glob("*.safetensors")
+    assert [p.name for p in saved] == ["iteration-000003.safetensors"]
+
+
+def test_ctrl_c_at_the_end_of_a_seed_does_not_begin_the_next(tmp_path, monkeypatch):
+    config, after = small(seeds_at_once=1), Training._after_iteration
+
+    def signal_at_the_last(self, state):
+        if state.iteration == config.iterations:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # the handler runs
+        after(self, state)
+
+    monkeypatch.setattr(Training, "_after_iteration", signal_at_the_last)
+    with pytest.raises(Interrupted, match="saved"):
+        train(config, tmp_path / "run", progress=False)
+    assert {row["seed"] for row in rows(tmp_path / "run")} == {0}
+
+
+# ------------------------------------------------------------------------------------------ one process at a time
+@needs_fork
+def test_a_run_in_use_is_refused_until_its_process_is_gone(tmp_path, uninterrupted):
+    path, err = tmp_path / "run", tmp_path / "err"
+    child = fork(command(path, *BATCH), tmp_path / "first")
+    wait_for(lambda: len(rows(path)) >= 4)
+    os.kill(child, signal.SIGSTOP)  # it is there and holds the folder
+    assert ended(fork(command(path, "--resume"), err)) == 2
+    assert err.read_text() == f"error: {path} is in use by another process: wait for it, or name another folder\n"
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    assert ended(fork(command(path, "--resume"), err)) == 0
+    assert outcome(path) == uninterrupted["batch"]
+
+
+@needs_fork
+def test_of_two_that_begin_together_one_trains(tmp_path):
+    path = tmp_path / "run"
+    children = [fork(command(path, *BATCH, "--inner.lr", lr), tmp_path / lr) for lr in ("1.0", "2.0")]
+    statuses = [ended(child) for child in children]
+    assert sorted(statuses) == [0, 2]
+    winner = ("1.0", "2.0")[statuses.index(0)]
+    assert read_config(path / "config.toml").inner.lr == float(winner)
+
+
+# ------------------------------------------------------------------------------------------ no room
+@needs_fork
+def test_a_file_that_cannot_grow_is_reported_and_the_run_goes_on_when_it_can(tmp_path, uninterrupted):
+    path, err = tmp_path / "run", tmp_path / "err"
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))
+        return main(["train", "pricing", "--run", str(path), *BATCH])
+
+    assert ended(fork(limited, err)) == 2
+    text = err.read_text()
+    assert "THE RESULT IS NOT SAVED" in text.splitlines()[-1] and "--resume" in text.splitlines()[-1]
+    warnings = [line for line in text.splitlines() if "warning: iteration" in line]
+    assert 2 <= len(warnings) <= 5, text  # the first at once, then rarer and rarer
+    assert "File too large" in warnings[0] and "make room" in warnings[0]
+    saved = Run.open(path).checkpoints((0, 1)).load().iteration
+    assert 0 < saved < 30 and len(rows(path)) >= 2 * saved  # what was saved before stands
+    assert ended(fork(command(path, "--resume"), err)) == 0
+    assert outcome(path) == uninterrupted["batch"]
+
+
+# ------------------------------------------------------------------------------------------ divergence
+WILD = [*SMALL, "--policy.hidden", "64", "--iterations", "9", "--outer.lr", "3e37", "--outer.epochs", "1"]
+
+
+@needs_fork
+def test_divergence_names_the_last_good_checkpoint(tmp_path):
+    path, err = tmp_path / "run", tmp_path / "err"
+    assert ended(fork(command(path, *WILD, "--checkpoint-every", "1"), err)) == 1
+    message = err.read_text().splitlines()[-1]
+    assert message.startswith("diverged: PPO-MAML, iteration ") and "is not finite" in message
+    named = Path(re.search(r"the last good checkpoint is (\S+)", message)[1])
+    last = load_run(path)
+    assert named.exists() and named.name == f"iteration-{last.iteration:06d}.safetensors"
+    assert all(p.isfinite().all() for p in last.meta)
+
+
+@needs_fork
+def test_divergence_before_the_first_checkpoint_says_so(tmp_path):
+    path, err = tmp_path / "run", tmp_path / "err"
+    assert ended(fork(command(path, *WILD, "--checkpoint-every", "9"), err)) == 1
+    assert "no checkpoint yet" in err.read_text().splitlines()[-1]
+
+
+@needs_fork
+def test_a_step_size_that_its_precision_cannot_hold_is_divergence(tmp_path):
+    path, err = tmp_path / "run", tmp_path / "err"
+    assert ended(fork(command(path, *SMALL, "--outer.lr", "1e38"), err)) == 1
+    assert "diverged: a step size is too large for float32" in err.read_text().splitlines()[-1]
