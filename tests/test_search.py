@@ -140,6 +140,7 @@ def test_a_search_that_went_on_equals_one_that_did_not_stop(tmp_path, formula):
     assert told(run(tmp_path / "parts", config)) == told(whole)
     assert len(whole.trials) == 14 and whole.trials[0].params["inner.lr"] == tiny().inner.lr  # the start comes first
     assert told(run(tmp_path / "parts", config)) == told(whole)  # nothing is left to do
+    assert len({t.params["inner.lr"] for t in whole.trials}) == 14  # and every trial has luck of its own
     other = run(tmp_path / "other", replace(config, search_seed=1, trials=3))
     assert told(other)[1:] != told(whole)[1:3]
 
