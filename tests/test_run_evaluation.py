@@ -172,7 +172,9 @@ def test_counted_in_transitions(tmp_path):
     meta = learner.initial(torch.Generator().manual_seed(0))
     played = rollout_transitions(family, tasks, learner.policy, meta, 30, 3, 0)
     assert len(set(played.mask[0].sum(-1).tolist())) > 1
-    assert np.allclose(found.returns[0, 0], (played.returns.sum(-1) / played.mask[0].sum(-1)).numpy(), rtol=1e-12)
+    before = evaluate_run(run.path, "test", replace(SETTINGS, steps=0), progress=False)
+    for returns in (found.returns[0, 0], before.returns[0, 0]):
+        assert np.allclose(returns, (played.returns.sum(-1) / played.mask[0].sum(-1)).numpy(), rtol=1e-12)
     assert found.baselines == {} and found.episodes == 3
 
 
