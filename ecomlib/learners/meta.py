@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -132,7 +133,7 @@ class MetaLearner:
         """Ids of this process's M tasks of an iteration, (M,), and their seed. Several seeds draw their own tasks each:
         (M S,), in the order of ``objective``, and the seed of each, (M S,)."""
         alone = whole(seed, -math.inf)
-        seeds = [int(s) for s in ([seed] if alone else seed)]
+        seeds = [seed] if alone else list(seed)
         own = lambda s: torch.randint(2**62, (tasks,), generator=iteration_generator(s, iteration))
         part = self.shards.part(tasks)
         ids = to_device(torch.stack([own(s) for s in seeds], 1)[part].flatten(), device)
@@ -166,6 +167,7 @@ class MetaLearner:
         """
         require(whole(iterations, 1), "iterations", iterations, "a whole number >= 1")
         seeds = None if whole(seed, -math.inf) else self._seeds(seed)
+        seed = index(seed) if seeds is None else seeds
         if start is None:
             each = [self.initial(Generator().manual_seed(s)) for s in ([seed] if seeds is None else seeds)]
             meta = each[0] if seeds is None else [torch.stack(same) for same in zip(*each)]
@@ -177,7 +179,7 @@ class MetaLearner:
         for iteration in tqdm(remaining, desc=self.name, unit="iteration", disable=silent):
             try:
                 with deferred(seeds) as checks:
-                    objective = self.objective(source, state.meta, seed if seeds is None else seeds, iteration)
+                    objective = self.objective(source, state.meta, seed, iteration)
                     meta, memory, log = self.outer.update(objective, state.meta, state.memory)
                     check_finite("meta-parameter", meta, tasks=False)
                     log = checks.read(log)
@@ -199,7 +201,7 @@ class MetaLearner:
         require(several, "seed", seed, "a whole number, or a sequence of them")
         together = f"one whole number with {type(self.outer).__name__}: train its seeds one by one"
         require(self.batches_seeds, "seed", seed, together)
-        return tuple(seed)
+        return tuple(map(index, seed))
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
