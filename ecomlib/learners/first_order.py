@@ -48,10 +48,11 @@ class ReptileStep:
             phi = objective.adapted(meta, stages, tasks, create_graph=False)[-1]
             for i in inner.adapts(meta):
                 direction[i] = direction[i] + objective.mean(phi[i].detach())
-        direction = objective.average(direction)
+        direction, objective.averages = objective.average_with_numbers(direction)
         if self.adam:
             meta, memory = adam_step(meta, [-d for d in direction], self.lr, memory, seeds)
         else:
             meta = [p + self.lr * d for p, d in zip(meta, direction)]
         axes = 0 if seeds is None else 1
-        return meta, memory, {"distance": sum((d**2).flatten(axes).sum(-1) for d in direction).sqrt()}
+        distance = sum((d**2).flatten(axes).sum(-1) for d in direction).sqrt()
+        return meta, memory, {**objective.returns(), "distance": distance}

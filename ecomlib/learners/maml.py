@@ -251,10 +251,10 @@ class PolicyObjective(MetaObjective):
         terms = [sampling_term(self.policy, p, stage.data, stage.score) for p, stage in zip(phi, stages[:-1])]
         return -torch.stack(terms).sum(0)
 
-    def mean_return(self) -> list[Tensor]:
+    def returns(self) -> dict[str, Tensor]:
         """Mean over tasks of the mean return of each stage's episodes; with several processes, known with the first
         gradient."""
-        return self.averages
+        return {f"return after {k} steps": mean for k, mean in enumerate(self.averages)}
 
 
 def compact(stage: Stage) -> Stage:

@@ -78,9 +78,17 @@ class MetaObjective:
             checks.add("a value of another process, which names it", flag[None])
         return tensors
 
+    def average_with_numbers(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Means over processes of ``tensors`` and, in the same message, of ``numbers``."""
+        means = self.average([*tensors, *self.numbers])
+        return means[: len(tensors)], means[len(tensors) :]
+
+    def returns(self) -> dict[str, Tensor]:
+        """Mean returns worth logging, where tasks have returns."""
+        return {}
+
     def _averaged(self, value: Tensor, gradient: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        value, *rest = self.average([value, *gradient, *self.numbers])
-        gradient, self.averages = rest[: len(gradient)], rest[len(gradient) :]
+        (value, *gradient), self.averages = self.average_with_numbers([value, *gradient])
         check_finite("meta-gradient", gradient, tasks=False)
         return value, gradient
 

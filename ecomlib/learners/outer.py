@@ -31,11 +31,6 @@ def _rates(objective: PolicyObjective, meta: list[Tensor], lr: float, log_std_lr
     return rates
 
 
-def _log(objective: PolicyObjective, **numbers: Tensor) -> dict[str, Tensor]:
-    returns = {f"return after {k} steps": r for k, r in enumerate(objective.mean_return())}
-    return {**returns, **numbers}
-
-
 @dataclass(frozen=True)
 class ReinforceStep:
     """One Adam step along the REINFORCE estimate of the meta-gradient: RL-MAML."""
@@ -58,7 +53,7 @@ class ReinforceStep:
         meta, memory = adam_step(
             meta, [-g for g in gradient], _rates(objective, meta, self.lr, self.log_std_lr), memory, objective.seeds
         )
-        return meta, memory, _log(objective)
+        return meta, memory, objective.returns()
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class PPOStep:
         for _ in range(self.epochs):
             value, gradient = objective.policy_gradient(meta, surrogate, at_outputs)
             meta, memory = adam_step(meta, [-g for g in gradient], rates, memory, objective.seeds)
-        return meta, memory, _log(objective, surrogate=value)
+        return meta, memory, {**objective.returns(), "surrogate": value}
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ class TRPOStep:
 
         product = adapted_fisher_vector_product(objective, meta, self.transitions)
         meta, report = trust_region_step(meta, gradient, product, evaluate, self.trust)
-        return meta, None, _log(objective, **report._asdict())
+        return meta, None, {**objective.returns(), **report._asdict()}
 
 
 def _old_distributions(objective: PolicyObjective, meta: list[Tensor]):
