@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from . import plotting
 from .evaluation.statistics import Interval
 from .files import write_atomically
-from .run_evaluation import Evaluation
+from .run_results import Evaluation
 
 NAMES = {
     "ppo-maml": "PPO-MAML",

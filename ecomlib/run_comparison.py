@@ -15,7 +15,8 @@ from .environment import environment
 from .evaluation.jackknife import ratio_interval
 from .evaluation.statistics import Interval, paired_difference
 from .families.base import require
-from .run_evaluation import Evaluation, EvaluationConfig, evaluate_run
+from .run_evaluation import evaluate_run
+from .run_results import Evaluation, EvaluationConfig
 from .runs import Run
 
 

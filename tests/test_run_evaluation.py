@@ -18,7 +18,8 @@ from ecomlib.families import LogitPricing, LogUniformPrior, PointNavigation, spl
 from ecomlib.learners import MetaTraining
 from ecomlib.rollout import rollout_transitions, trial
 from ecomlib.run_comparison import compare_runs, difference, welch_interval
-from ecomlib.run_evaluation import EvaluationConfig, evaluate_run
+from ecomlib.run_evaluation import evaluate_run
+from ecomlib.run_results import EvaluationConfig
 from ecomlib.runs import Run, RunError
 
 SETTINGS = EvaluationConfig(tasks=7, luck=3, device="cpu")

@@ -15,7 +15,7 @@ from ..evaluation.statistics import Interval
 from ..files import write_json
 from ..pictures import NAMES, difference_picture
 from ..run_comparison import Comparison, compare_runs, score_over_tasks
-from ..run_evaluation import EvaluationConfig
+from ..run_results import EvaluationConfig
 from .evaluate import aligned, ends
 
 

@@ -12,7 +12,8 @@ import tyro
 
 from ..evaluation.statistics import Interval
 from ..pictures import NAMES, evaluation_picture
-from ..run_evaluation import Evaluation, EvaluationConfig, evaluate_run
+from ..run_evaluation import evaluate_run
+from ..run_results import Evaluation, EvaluationConfig
 
 
 @dataclass(frozen=True)
