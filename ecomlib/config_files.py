@@ -88,8 +88,14 @@ def _completed(table: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]
 _PARTS = ("family", "outer", "policy", "inner", "data")
 
 
+LARGEST = 100_000
+"""Bytes of a file of settings: ample, and what a hostile one can make the parser do stays small."""
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises ``ValueError`` naming the file where it is not one."""
+    if (size := Path(path).stat().st_size) > LARGEST:
+        raise ValueError(f"{path} is not a file of settings: it has {size} bytes; allowed: at most {LARGEST}")
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError:

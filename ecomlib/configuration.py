@@ -232,13 +232,19 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """A training run: the same configuration and the same library give the same numbers."""
 
     family: FamilyT
+    """The task family."""
     outer: OuterT
+    """The outer step."""
     family_name: tyro.conf.Suppress[Literal["pricing", "navigation", "shop"]]
+    """Chooses the task family."""
     algorithm: Literal["ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo"]
     """Chooses the outer step and defaults; every default can be changed."""
     policy: PolicySettings = field(default_factory=PolicySettings)
+    """The policy."""
     inner: InnerSettings = field(default_factory=InnerSettings)
+    """How it adapts to a task."""
     data: DataSettings = field(default_factory=DataSettings)
+    """What an iteration plays."""
     iterations: int = 200
     """Outer steps; the last one's parameters are the result."""
     seeds: int = 1

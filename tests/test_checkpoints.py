@@ -16,7 +16,9 @@ from ecomlib.checkpoints import CheckpointError, CheckpointFolder, pack, unpack
 from ecomlib.files import write_atomically
 from ecomlib.learners import MetaTraining
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def state(iteration: int = 4, value: float = 0.5) -> MetaTraining:

@@ -106,8 +106,9 @@ def whole(value: object, low: float, high: float = math.inf) -> bool:
 def number(value: object, above: float = -math.inf, below: float = math.inf) -> bool:
     """Whether this is a finite real number with above < value < below; True is not, nor a whole number that no float
     can hold."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and abs(value) <= sys.float_info.max and above < value < below
+    real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    exact = real and (not isinstance(value, Integral) or float(value) == value)
+    return exact and above < value < below
 
 
 def numbers(value: object, length: int | None = None) -> bool:
