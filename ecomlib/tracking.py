@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -97,6 +98,7 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise ValueError("--track wandb needs the package wandb: pip install 'ecomlib[track]'") from None
+        name = re.sub(r"[^\w.-]", "-", name)  # part of an address there
         mode = os.environ.get("WANDB_MODE", "offline")
         path.mkdir(parents=True, exist_ok=True)
         self.runs = {

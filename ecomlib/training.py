@@ -298,7 +298,9 @@ class Training:
         trackers: list[Tracker] = [TensorBoard(self.run.path / "tensorboard", self.seeds, done)]
         if "wandb" in self.machine.track:
             settings = {"hash": self.run.hash}
-            trackers.append(WeightsAndBiases(self.run.path / "wandb", self.run.path.name, settings, self.seeds))
+            trackers.append(
+                WeightsAndBiases(self.run.path / "wandb", self.run.path.resolve().name, settings, self.seeds)
+            )
         return trackers
 
     @contextmanager
