@@ -53,7 +53,7 @@ def iteration_seconds(maml: MAML, iterations: int) -> float:
     maml.meta_train(
         LogitPricing(), 0, iterations + 2, progress=False, callback=lambda state: times.append(time.perf_counter())
     )
-    return statistics.median(np.diff(times)[1:])
+    return float(statistics.median(np.diff(times)[1:]))
 
 
 def all_reduce_seconds(elements: int, rounds: int) -> float:
