@@ -1,9 +1,10 @@
 """Search for settings with Optuna: resumable, with pruning, honest about its winner (chapter "Running experiments").
 
-Three lists of tasks from the family's prior are kept apart. Trials are *trained* on the fresh tasks of each iteration,
-*chosen* by their score on validation tasks, and the winner is *confirmed*, with training seeds that no trial had, on
-other tasks again: the best of many noisy numbers is too good, and the confirmed one is not. Nothing here looks at the
-``test`` list, which is left for ``python -m ecomlib evaluate``.
+Tasks from the family's prior are kept apart. Trials are *trained* on the fresh tasks of each iteration and *chosen* by
+their score on validation tasks. The best of many noisy numbers is too good, so the winner is *confirmed* with training
+seeds that no trial had: on the validation tasks, which shows how much of the number was luck of the seeds, and on more
+tasks that chose nothing, which shows how much was luck of the tasks. Nothing here looks at the ``test`` list, which is
+left for ``python -m ecomlib evaluate``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
@@ -41,14 +42,16 @@ VALIDATION, CONFIRMATION = 2**60, 2**60 + 1
 FRESH_SEED = 1000
 """First training seed of the confirmation; trials have seeds from 0."""
 LEAST_FOR_IMPORTANCE = 20
-"""Complete trials below which the importance of settings is not told: it would be noise."""
+"""Finished trials below which the importance of settings is not told: it would be noise."""
+FREE = ("trials", "confirm", "confirmation_tasks")
+"""What may change when a search goes on."""
 RETRIES = 2
 """How often a trial whose process was killed is tried again: it may be what kills the process."""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """A search, besides the settings it starts from. All but ``trials`` and ``confirm`` must stay when it goes on."""
+    """A search, besides the settings it starts from. All but ``FREE`` must stay when it goes on."""
 
     trials: int = 50
     """Finished trials in all, those of earlier calls included."""
@@ -63,6 +66,8 @@ class SearchConfig:
     at that iteration. Not in the first two fifths."""
     confirm: int = 5
     """Fresh training seeds for the winner and the settings that the search started from; 0 for no confirmation."""
+    confirmation_tasks: int = 1000
+    """Tasks of the confirmation, besides the validation tasks."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
 
@@ -70,7 +75,8 @@ class SearchConfig:
         for name in ("trials", "iterations", "seeds", "reports"):
             check(self, name, lambda x: whole(x, 1), "a whole number >= 1")
         check(self, "seeds", lambda x: whole(x, 1, FRESH_SEED), f"a whole number from 1 to {FRESH_SEED}")
-        check(self, "validation_tasks", lambda x: whole(x, 2), "a whole number >= 2")
+        for name in ("validation_tasks", "confirmation_tasks"):
+            check(self, name, lambda x: whole(x, 2), "a whole number >= 2")
         check(self, "confirm", lambda x: x == 0 or whole(x, 2), "0, or a whole number >= 2")
         check(self, "search_seed", lambda x: whole(x, 0, 2**31), "a whole number from 0 to 2147483648")
 
@@ -93,17 +99,20 @@ class SearchResult(NamedTuple):
     """The complete trial with the best score; None if none is complete."""
     config: TrainConfig | None
     """Its settings, with the training seeds of the confirmation."""
-    confirmed: dict[str, list[float]]
-    """"best" and "start" -> scores of the fresh seeds on the confirmation tasks; empty without confirmation."""
+    confirmed: dict[str, list[list[float]]]
+    """"best" and "start" -> scores of the fresh seeds on the validation tasks, and on the tasks of the confirmation;
+    empty without confirmation, without "start" where that is the best."""
     importance: dict[str, float]
     """Setting -> share; empty for too few trials."""
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Of the confirmed scores; and of "best - start", paired by seed."""
-        found = {name: t_interval(scores) for name, scores in self.confirmed.items()}
+        """95 % over fresh seeds, of the confirmed scores on either list; and of "best - start", paired by seed."""
+        found = {}
+        for name, (validation, others) in self.confirmed.items():
+            found |= {f"{name}, validation tasks": t_interval(validation), name: t_interval(others)}
         if len(self.confirmed) == 2:
-            found["best - start"] = paired_difference(self.confirmed["best"], self.confirmed["start"])
+            found["best - start"] = paired_difference(self.confirmed["best"][1], self.confirmed["start"][1])
         return found
 
 
@@ -119,7 +128,7 @@ class Search:
         if saved := saved_search(self.path):
             for name in ("family_name", "algorithm"):
                 _refuse_value(name, getattr(self.base, name), getattr(saved[0], name), self.path / "base.toml")
-            _refuse_other(self.config, saved[1], "", self.path / "search.toml", ("trials", "confirm"))
+            _refuse_other(self.config, saved[1], "", self.path / "search.toml", FREE)
             _refuse_other(self.base, saved[0], "", self.path / "base.toml")
         elif self.path.exists() and (not self.path.is_dir() or {p.name for p in self.path.iterdir()} - {"base.toml"}):
             raise SearchError(f"{self.path} exists and is no search: name another folder (--search)")
@@ -210,9 +219,7 @@ class Search:
 
         total, name = last * len(config.groups), f"trial {trial.number}"
         with tqdm(total=total, desc=name, unit="it", leave=False, disable=not progress) as bar:
-            scores = scores_of(
-                config, self.base, VALIDATION, self.config.validation_tasks, self.device, milestones, report, bar.update
-            )
+            (scores,) = scores_of(config, self.base, [self._validation], self.device, milestones, report, bar.update)
         trial.set_user_attr("scores", scores)
         return sum(scores) / len(scores)
 
@@ -236,29 +243,38 @@ class Search:
         write_json(self.path / "result.json", self._description(result))
         return result
 
-    def _confirmed(self, config: TrainConfig, progress: bool) -> list[float]:
-        """Scores of fresh seeds on the confirmation tasks, computed once."""
-        key = f"confirmed {config_hash(config)}"
+    @property
+    def _validation(self) -> tuple[int, int]:
+        return VALIDATION, self.config.validation_tasks
+
+    def _confirmed(self, config: TrainConfig, progress: bool) -> list[list[float]]:
+        """Scores of fresh seeds on the validation tasks and on others, computed once."""
+        lists = [self._validation, (CONFIRMATION, self.config.confirmation_tasks)]
+        key = f"confirmed {config_hash(config)} on {lists}"
         if key not in self.study.user_attrs:
             total = config.iterations * len(config.groups)
             with tqdm(total=total, desc="confirmation", unit="it", leave=False, disable=not progress) as bar:
                 try:
-                    scores = scores_of(config, self.base, CONFIRMATION, self.config.validation_tasks, self.device,
-                                       [config.iterations], None, bar.update)  # fmt: skip
+                    scores = scores_of(config, self.base, lists, self.device, [config.iterations], None, bar.update)
                 except FloatingPointError as error:
                     raise FloatingPointError(f"the confirmation with fresh seeds: {error}") from None
             self.study.set_user_attr(key, scores)
         return self.study.user_attrs[key]
 
     def _importance(self) -> dict[str, float]:
-        """PED-ANOVA (Watanabe, Bansal and Hutter 2023): which settings tell the best tenth of the trials apart."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < LEAST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+        """PED-ANOVA (Watanabe, Bansal and Hutter 2023): how much each setting tells the best tenth of the trials from
+        all. It asks only which trials are the best, so a pruned one counts with its score when it was stopped."""
+        finished = self.finished
+        lowest = min((t.value for t in finished if t.value is not None), default=0.0)
+        if len(finished) < LEAST_FOR_IMPORTANCE or len({t.value for t in finished}) < 2:
             return {}
+        ranked = optuna.create_study(direction="maximize")
+        for t in finished:
+            value = lowest if t.value is None else t.value
+            ranked.add_trial(create_trial(params=t.params, distributions=t.distributions, value=value))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            found = get_param_importances(self.study, evaluator=PedAnovaImportanceEvaluator())
-        return dict(found)
+            return dict(get_param_importances(ranked, evaluator=PedAnovaImportanceEvaluator()))
 
     def _description(self, result: SearchResult) -> dict[str, Any]:
         states, best = [t.state for t in result.trials], None

@@ -8,12 +8,12 @@ from operator import attrgetter
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from torch import Generator
+from torch import Generator, Tensor
 
 from .configuration import TrainConfig
 from .evaluation.statistics import normalised_score
 from .families.base import sample_tasks
-from .learners import MetaTraining, PPOStep, TRPOStep
+from .learners import MAML, MetaTraining, PPOStep, TRPOStep
 from .run_evaluation import returns_by_step
 from .training import precision
 
@@ -76,43 +76,45 @@ Report = Callable[[int, float], None]
 def scores_of(
     config: TrainConfig,
     base: TrainConfig,
-    tasks_seed: int,
-    tasks: int,
+    lists: Sequence[tuple[int, int]],
     device: str,
     milestones: Sequence[int],
     report: Report | None = None,
     tick: Callable[[], Any] = lambda: None,
-) -> list[float]:
-    """Train ``config`` and score every seed, after adaptation, on a fixed list of tasks; the scores after training.
+) -> list[list[float]]:
+    """Train ``config`` and score every seed, after adaptation, on fixed lists of tasks from the prior.
 
-    Adaptation is that of ``base`` in what it costs: as many support episodes and steps, whatever was trained with.
+    A list is (seed of the generator that draws it, number of tasks); ``report`` hears of the first one at every
+    milestone. Adaptation is that of ``base`` in what it costs: as many support episodes, whatever was trained with.
+    Returns the scores after training, one row a list and one column a seed. Raises ``FloatingPointError`` where
+    training, or the adaptation to any task of a list, diverges.
     """
     learner = config.learner()
     judge = replace(config, data=base.data).learner()
-    family, steps = config.family, config.inner.steps
+    states: dict[tuple[int, ...], MetaTraining] = {}
     with precision(config.dtype):
-        drawn = sample_tasks(family, tasks, Generator().manual_seed(tasks_seed), device)
-        blind, oracle = family.blind_return(drawn), family.oracle_return(drawn)
-        states: dict[tuple[int, ...], MetaTraining] = {}
         for milestone in milestones:
-            scores = []
+            metas = []
             for group in config.groups:
+                seed = group[0] if len(group) == 1 else group
                 states[group] = learner.meta_train(
-                    family,
-                    group[0] if len(group) == 1 else group,
-                    milestone,
-                    states.get(group),
-                    device,
-                    progress=False,
-                    callback=lambda state: tick(),
+                    config.family, seed, milestone, states.get(group), device, False, lambda state: tick()
                 )
-                for i in range(len(group)):
-                    meta = states[group].meta if len(group) == 1 else [p[i] for p in states[group].meta]
-                    found = returns_by_step(judge, meta, family, drawn, steps, tasks_seed % 2**31)
-                    if found.diverged[-1].any():
-                        share = found.diverged_share[-1].item()
-                        raise FloatingPointError(f"adaptation diverged on {share:.1%} of the validation tasks")
-                    scores.append(normalised_score(found.returns[-1], blind, oracle))
+                meta = states[group].meta
+                metas += [meta] if len(group) == 1 else [[p[i] for p in meta] for i in range(len(group))]
+            last = milestone == milestones[-1]
+            scores = [
+                [_score(judge, config, meta, *tasks, device) for meta in metas]
+                for tasks in lists[: None if last else 1]
+            ]
             if report is not None:
-                report(milestone, sum(scores) / len(scores))
+                report(milestone, sum(scores[0]) / len(scores[0]))
     return scores
+
+
+def _score(judge: MAML, config: TrainConfig, meta: list[Tensor], seed: int, tasks: int, device: str) -> float:
+    drawn = sample_tasks(config.family, tasks, Generator().manual_seed(seed), device)
+    found = returns_by_step(judge, meta, config.family, drawn, config.inner.steps, seed % 2**31)
+    if found.diverged[-1].any():
+        raise FloatingPointError(f"adaptation diverged on {found.diverged_share[-1]:.1%} of {tasks} tasks")
+    return normalised_score(found.returns[-1], config.family.blind_return(drawn), config.family.oracle_return(drawn))

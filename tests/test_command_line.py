@@ -89,7 +89,7 @@ def test_search_and_train_with_what_it_found(folder):
     assert {"study.db", "best.toml", "result.json", "history.svg"} <= {p.name for p in search.iterdir()}
     best = json.loads((search / "result.json").read_text())
     assert f"Best of 2 trials: {best['best']['score']:.3f}, too good" in ran.stdout
-    assert f"The same settings: {best['intervals']['best']['estimate']:.3f} [" in ran.stdout
+    assert f"{best['intervals']['best']['estimate']:.3f} [" in ran.stdout.split("the same settings: ")[1]
     words = f"train pricing --config {search / 'best.toml'} --iterations 1 --run {folder / 'runs' / 'best'}".split()
     assert main(words) == 0
     assert Run.open(folder / "runs" / "best").config.first_seed == 1000
@@ -149,6 +149,12 @@ def test_what_cannot_be_done_is_one_line_and_status_2(folder, monkeypatch, capsy
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith("error: ") and message in told.err
     assert told.err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert main("evaluate runs/pricing".split()) == 2 and "cannot be written to" in capsys.readouterr().err
 
 
 def test_an_unknown_split_names_those_there_are(folder, monkeypatch, capsys):

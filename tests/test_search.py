@@ -29,7 +29,7 @@ from ecomlib.search import CONFIRMATION, FRESH_SEED, VALIDATION, Search, SearchC
 from ecomlib.search_space import chosen, own_value, scores_of, space
 from ecomlib.training import train
 
-CONFIG = SearchConfig(trials=3, iterations=2, seeds=2, validation_tasks=5, reports=2, confirm=2)
+CONFIG = SearchConfig(trials=3, iterations=2, seeds=2, validation_tasks=5, reports=2, confirm=2, confirmation_tasks=6)
 
 
 def tiny(algorithm="ppo-maml", **changes):
@@ -51,12 +51,12 @@ def told(found):
 def formula(monkeypatch):
     """In place of training: a score that is a formula of the settings, best at inner.lr 8."""
 
-    def scores(config, base, tasks_seed, tasks, device, milestones, report=None, tick=None):
+    def scores(config, base, lists, device, milestones, report=None, tick=None):
         value = 1 - abs(np.log(config.inner.lr / 8)) + 0.001 * config.first_seed
         for milestone in milestones:
             if report is not None:
                 report(milestone, value * milestone / milestones[-1])
-        return [value] * config.seeds
+        return [[value + 0.1 * (seed == CONFIRMATION)] * config.seeds for seed, _ in lists]
 
     monkeypatch.setattr(search_module, "scores_of", scores)
     return scores
@@ -92,17 +92,19 @@ def test_a_score_is_that_of_a_direct_computation():
     base = tiny(iterations=4, seeds=2)
     config = chosen(base, {"data.episodes": 4, "policy.hidden": 16})
     looks = []
-    found = scores_of(config, base, VALIDATION, 6, "cpu", [1, 3, 4], lambda *look: looks.append(look))
+    lists = [(VALIDATION, 6), (CONFIRMATION, 3)]
+    found = scores_of(config, base, lists, "cpu", [1, 3, 4], lambda *look: looks.append(look))
     learner, judge = config.learner(), replace(config, data=base.data).learner()
     assert learner.config.episodes == 4 and learner.config.tasks == 2 and judge.config.episodes == 2
     trained = learner.meta_train(base.family, (0, 1), 4, progress=False)
-    tasks = sample_tasks(base.family, 6, torch.Generator().manual_seed(VALIDATION))
-    blind, oracle = base.family.blind_return(tasks), base.family.oracle_return(tasks)
-    for seed in (0, 1):
-        meta = [p[seed] for p in trained.meta]
-        returns = adaptation_returns(judge, meta, base.family, tasks, 1, VALIDATION % 2**31).returns
-        assert found[seed] == pytest.approx(normalised_score(returns[-1], blind, oracle), rel=1e-12)
-    assert [look[0] for look in looks] == [1, 3, 4] and looks[-1][1] == pytest.approx(np.mean(found))
+    for row, (list_seed, size) in zip(found, lists):
+        tasks = sample_tasks(base.family, size, torch.Generator().manual_seed(list_seed))
+        blind, oracle = base.family.blind_return(tasks), base.family.oracle_return(tasks)
+        for seed in (0, 1):
+            meta = [p[seed] for p in trained.meta]
+            returns = adaptation_returns(judge, meta, base.family, tasks, 1, list_seed % 2**31).returns
+            assert row[seed] == pytest.approx(normalised_score(returns[-1], blind, oracle), rel=1e-12)
+    assert [look[0] for look in looks] == [1, 3, 4] and looks[-1][1] == pytest.approx(np.mean(found[0]))
 
 
 def test_validation_confirmation_and_test_tasks_are_not_those_of_training():
@@ -122,13 +124,13 @@ def test_best_toml_trains_to_the_confirmed_scores(tmp_path):
     assert config == replace(chosen(config, found.best.params), first_seed=FRESH_SEED)
     train(config, tmp_path / "run", progress=False)
     judge = replace(config, data=tiny().data).learner()
-    tasks = sample_tasks(config.family, 5, torch.Generator().manual_seed(CONFIRMATION))
+    tasks = sample_tasks(config.family, 6, torch.Generator().manual_seed(CONFIRMATION))
     blind, oracle = config.family.blind_return(tasks), config.family.oracle_return(tasks)
     for i, seed in enumerate((FRESH_SEED, FRESH_SEED + 1)):
         meta = load_run(tmp_path / "run", seed).meta
         returns = adaptation_returns(judge, meta, config.family, tasks, 1, CONFIRMATION % 2**31).returns
         score = normalised_score(returns[-1], blind, oracle)
-        assert found.confirmed["best"][i] == pytest.approx(score, rel=1e-9)
+        assert found.confirmed["best"][1][i] == pytest.approx(score, rel=1e-9)
     stored = json.loads((tmp_path / "search" / "result.json").read_text())
     assert stored["best"]["score"] == found.best.value == pytest.approx(np.mean(found.best.user_attrs["scores"]))
     assert stored["confirmed with fresh seeds"] == found.confirmed
@@ -161,12 +163,14 @@ def test_trials_below_the_median_are_pruned_and_importance_finds_the_setting_tha
 
 
 def test_the_winner_is_judged_by_other_seeds_than_chose_it(tmp_path, formula):
-    """The formula adds 0.001 times the first seed, so a score of a fresh seed tells itself apart."""
+    """The formula adds 0.001 times the first seed and 0.1 on other tasks, so every number tells where it is from."""
     found = run(tmp_path / "search", replace(CONFIG, trials=5))
-    assert found.confirmed["best"] == pytest.approx([found.best.value + 0.001 * FRESH_SEED] * 2)
-    start = found.trials[0].value + 0.001 * FRESH_SEED
-    assert found.confirmed["start"] == pytest.approx([start] * 2)
-    assert found.intervals["best - start"].estimate == pytest.approx(found.confirmed["best"][0] - start)
+    for name, value in (("best", found.best.value), ("start", found.trials[0].value)):
+        fresh = value + 0.001 * FRESH_SEED
+        assert np.array(found.confirmed[name]) == pytest.approx(np.array([[fresh] * 2, [fresh + 0.1] * 2]))
+        assert found.intervals[name].estimate == pytest.approx(fresh + 0.1)
+        assert found.intervals[f"{name}, validation tasks"].estimate == pytest.approx(fresh)
+    assert found.intervals["best - start"].estimate == pytest.approx(found.best.value - found.trials[0].value)
 
 
 def test_ctrl_c_keeps_the_finished_trials_and_tries_the_open_one_again(tmp_path, formula, monkeypatch):
@@ -252,8 +256,8 @@ def test_divergence_counts_as_a_result_and_the_search_goes_on(tmp_path, formula,
 def test_adaptation_that_diverges_on_a_validation_task_is_divergence(monkeypatch):
     diverged = torch.tensor([[False] * 5, [True] + [False] * 4])
     monkeypatch.setattr(search_space, "returns_by_step", lambda *_: AdaptationReturns(torch.zeros(2, 5), diverged))
-    with pytest.raises(FloatingPointError, match="diverged on 20.0% of the validation tasks"):
-        scores_of(tiny(iterations=1), tiny(), VALIDATION, 5, "cpu", [1])
+    with pytest.raises(FloatingPointError, match="diverged on 20.0% of 5 tasks"):
+        scores_of(tiny(iterations=1), tiny(), [(VALIDATION, 5)], "cpu", [1])
 
 
 # ------------------------------------------------------------------------------------------------- refusals
@@ -280,7 +284,7 @@ def test_another_search_in_the_folder_is_refused_by_name(tmp_path, formula, conf
 def test_more_trials_and_another_confirmation_are_no_contradiction(tmp_path, formula):
     run(tmp_path / "search")
     found = run(tmp_path / "search", replace(CONFIG, trials=5, confirm=3))
-    assert len(found.trials) == 5 and len(found.confirmed["best"]) == 3
+    assert len(found.trials) == 5 and len(found.confirmed["best"][0]) == 3
 
 
 def test_folders_that_are_no_search_are_refused(tmp_path, formula):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..evaluation.statistics import Interval
 from ..pictures import NAMES, evaluation_picture
 from ..run_evaluation import evaluate_run
 from ..run_results import Evaluation, EvaluationConfig
+from ..runs import Run
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,13 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, evaluate, print and write."""
     options = tyro.cli(EvaluateOptions, args=list(arguments), prog="python -m ecomlib evaluate")
     torch.set_num_threads(1)
+    Run.open(options.run)
+    if not os.access(options.run, os.W_OK):
+        raise OSError(f"{options.run} cannot be written to, and that is where the result goes")
     for name in dict.fromkeys(options.split or ("test",)):
         found = evaluate_run(options.run, name, options.settings)
-        files = found.save() + evaluation_picture(found)
         print(report(found))
+        files = found.save() + evaluation_picture(found)
         print("written: " + ", ".join(map(str, files)) + "\n")
     return 0
 

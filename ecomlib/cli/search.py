@@ -102,8 +102,8 @@ def _base(options: SearchOptions, family: str, saved: TrainConfig | None) -> Tra
 def draw(found: SearchResult, folder: Path) -> None:
     """The pictures of a search."""
     values = [t.value for t in found.trials if t.value is not None and "scores" in t.user_attrs]
-    confirmed = found.confirmed.get("best")
-    history_picture(values, confirmed and sum(confirmed) / len(confirmed), folder / "history.svg")
+    confirmed = found.intervals["best, validation tasks"].estimate if found.confirmed else None
+    history_picture(values, confirmed, folder / "history.svg")
     if found.importance:
         importance_picture(found.importance, folder / "importance.svg")
 
@@ -131,17 +131,21 @@ def report(search: Search, found: SearchResult) -> str:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in found.importance.items())
         parts.append(f"Importance (PED-ANOVA): {shares}")
     else:
-        parts.append(f"Importance is told from {LEAST_FOR_IMPORTANCE} complete trials on.")
+        parts.append(f"Importance is told from {LEAST_FOR_IMPORTANCE} finished trials on.")
     if found.best is None:
         return "\n".join([*parts, "No trial is complete: nothing to recommend."])
     parts.append(f"Best of {len(scored)} trials: {found.best.value:.3f}, too good, since that number chose it")
     if found.confirmed:
-        intervals = found.intervals
-        fresh = f"{config.confirm} fresh training seeds, other tasks, 95 % over seeds"
-        parts.append(f"The same settings: {_words(intervals['best'])}, {fresh}")
-        if "start" in intervals:
-            parts.append(f"Settings at the start: {_words(intervals['start'])}")
-            parts.append(f"Best - start, paired by seed: {_words(intervals['best - start'])}")
+        of, others = found.intervals, f"on {config.confirmation_tasks} other tasks"
+        parts.append(f"With {config.confirm} fresh training seeds (95 % over seeds):")
+        for name in found.confirmed:
+            settings = {"best": "the same settings", "start": "settings at the start"}[name]
+            parts.append(
+                f"  {settings}: {_words(of[f'{name}, validation tasks'])} on the validation tasks, "
+                f"{_words(of[name])} {others}"
+            )
+        if "start" in found.confirmed:
+            parts.append(f"  best - start, paired by seed: {_words(of['best - start'])} {others}")
         else:
             parts.append("No trial beat the settings at the start.")
     if found.config.data.episodes != base.data.episodes:
