@@ -10,10 +10,11 @@ left for ``python -m ecomlib evaluate``.
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,6 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from .config_files import config_hash, plain, read_config, read_toml, validate
@@ -153,7 +153,7 @@ class Search:
                 self.study = self._study()
                 self._trials(progress)
                 return self._result(progress)
-        except (SQLAlchemyError, StorageInternalError) as error:
+        except (sqlite3.DatabaseError, StorageInternalError) as error:
             raise SearchError(f"{self.path / 'study.db'} cannot be used: {str(error).splitlines()[0]}") from None
         except KeyboardInterrupt:
             raise SearchInterrupted(
@@ -165,8 +165,11 @@ class Search:
 
     def _study(self) -> optuna.Study:
         """The study in the folder; trials that a killed process left unfinished are queued again."""
+        database = (self.path / "study.db").resolve()
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("pragma schema_version")  # fails where the file is no database
         study = optuna.create_study(
-            storage=f"sqlite:///{(self.path / 'study.db').resolve()}",
+            storage=f"sqlite:///{database}",
             study_name="search",
             direction="maximize",
             load_if_exists=True,
