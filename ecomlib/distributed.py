@@ -12,6 +12,9 @@ import torch.distributed as dist
 
 from .learners.sharding import Shards
 
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for another before it gives up."""
+
 
 class Processes:
     """This process among those that train together; alone unless ``torchrun`` started it."""
@@ -29,7 +32,11 @@ class Processes:
             return
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
+        # The store outlives a restart of the processes: without a name of their own for each start, they would find the
+        # addresses of those that died.
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
         try:
             yield cls(
                 f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu", Shards(dist.get_rank(), dist.get_world_size())

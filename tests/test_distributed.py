@@ -31,7 +31,11 @@ def parameters(run: Path, seed: int) -> list[torch.Tensor]:
     return load_run(run, seed).meta
 
 
-@pytest.mark.parametrize("algorithm, flags", [("meta-sgd", ("--seeds", "2")), ("trpo-maml", ())])
+# On so few episodes the Fisher matrix is nearly singular: ten steps of conjugate gradient magnify the rounding of another
+# order of summation to a few per cent of the parameters (one process has that too), three do not.
+@pytest.mark.parametrize(
+    "algorithm, flags", [("meta-sgd", ("--seeds", "2")), ("trpo-maml", ("--outer.trust.cg-iterations", "3"))]
+)
 def test_two_processes_give_the_numbers_of_one(tmp_path, algorithm, flags):
     flags = (*flags, "--iterations", "3")
     for name, processes in (("one", 1), ("two", 2)):
@@ -47,7 +51,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, algorithm, flags):
 def test_training_ends_right_after_a_rank_is_killed(tmp_path):
     """torchrun starts the group again, which goes on from the last checkpoint: the same files as without the kill."""
     flags = ("--iterations", "40")
-    calm = subprocess.run(command(tmp_path / "calm", "ppo-maml", *flags, processes=2), env=ENVIRONMENT)
+    calm = subprocess.run(command(tmp_path / "calm", "ppo-maml", *flags, processes=2), env=ENVIRONMENT, timeout=120)
     assert calm.returncode == 0
     run, victim = tmp_path / "killed", None
     with subprocess.Popen(
