@@ -19,16 +19,21 @@ def reward_to_go(reward: Tensor, discount: float = 1.0) -> Tensor:
     return torch.stack(result).flip(0)
 
 
-def leave_one_out(value: Tensor) -> Tensor:
+def leave_one_out(value: Tensor, counts: Tensor | None = None) -> Tensor:
     """Minus the mean of the *other* episodes of the task, shape as ``value`` (T, M, N), equation (eq-leave-one-out).
 
     A baseline that does not depend on the episode it scores, so the gradient stays unbiased; the mean over all N
-    episodes shrinks it by (N - 1) / N.
+    episodes shrinks it by (N - 1) / N. ``counts`` (M, N) is 0 for spare episodes (``rollout_transitions``), which
+    belong to no mean; a task with a single episode that counts gets 0.
     """
     episodes = value.shape[-1]
     if episodes < 2:
         raise ValueError(f"episodes = {episodes}: a leave-one-out baseline needs at least 2 episodes of each task")
-    return (value - value.mean(-1, keepdim=True)) * (episodes / (episodes - 1))
+    if counts is None:
+        return (value - value.mean(-1, keepdim=True)) * (episodes / (episodes - 1))
+    number = counts.sum(-1, keepdim=True)
+    others = ((value * counts).sum(-1, keepdim=True) - value) / (number - 1).clamp(min=1)
+    return (value - others) * counts * (number > 1)
 
 
 def gae(reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_lambda: float = 1.0) -> Tensor:
@@ -64,7 +69,7 @@ def leave_one_out_advantage(discount: float = 1.0, standardised: bool = False) -
     """Reward to go less the mean of the task's other episodes; unbiased. Needs at least 2 episodes of each task."""
 
     def advantage(data: Trajectories) -> Tensor:
-        value = leave_one_out(reward_to_go(data.reward * data.mask, discount)) * data.mask
+        value = leave_one_out(reward_to_go(data.reward * data.mask, discount), data.mask[0]) * data.mask
         return standardise(value, data.mask) if standardised else value
 
     return advantage

@@ -31,8 +31,8 @@ def parameters(run: Path, seed: int) -> list[torch.Tensor]:
     return load_run(run, seed).meta
 
 
-# On so few episodes the Fisher matrix is nearly singular: ten steps of conjugate gradient magnify the rounding of another
-# order of summation to a few per cent of the parameters (one process has that too), three do not.
+# On so few episodes the Fisher matrix is nearly singular: ten steps of conjugate gradient magnify the rounding of
+# another order of summation to a few per cent of the parameters, three do not.
 @pytest.mark.parametrize(
     "algorithm, flags", [("meta-sgd", ("--seeds", "2")), ("trpo-maml", ("--outer.trust.cg-iterations", "3"))]
 )

@@ -115,3 +115,13 @@ def test_linear_baseline_says_what_is_wrong(data):
         LinearFeatureBaseline(0.0)
     with pytest.raises(RuntimeError, match="before fit"):
         LinearFeatureBaseline().predict(data)
+
+
+def test_spare_episodes_are_in_no_mean():
+    """What another task of the batch needs does not change a task's numbers."""
+    value, counts = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3)
+    padded = torch.cat((value, torch.full((4, 2, 2), 7.0)), -1)
+    found = leave_one_out(padded, torch.cat((counts, torch.zeros(2, 2)), -1))
+    assert torch.allclose(found[..., :3], leave_one_out(value), atol=1e-6)
+    assert not found[..., 3:].any()
+    assert not leave_one_out(value, torch.tensor([[1.0, 0, 0], [1, 0, 0]])).any()
