@@ -41,8 +41,8 @@ def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.Dat
     then stands for it; a ``continuous`` family takes any between the smallest and the largest.
 
     Returns:
-        A new table sorted by day: ``episode`` and ``day`` (both from 0; an episode is ``family.days`` days and starts
-        on a Monday), ``markup`` as in the family's grid, ``action``, ``units``, ``unit_cost``, ``reward``, and
+        A new table sorted by day, with ``episode`` and ``day`` (both from 0; an episode is ``family.days`` days and
+        starts on a Monday), ``markup`` as in the family's grid, ``action``, ``units``, ``unit_cost``, ``reward``, and
         ``probability`` where it was given.
 
     Raises:
