@@ -108,6 +108,7 @@ def test_interval_width():
         half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
         assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-12)
         assert found.estimate == pytest.approx(values.mean(), rel=1e-12)
+    assert [round(stats.t.ppf(0.975, n - 1), 1) for n in (2, 5, 20)] == [12.7, 2.8, 2.1]  # as the chapter says
 
 
 def test_paired_variance():
@@ -146,6 +147,7 @@ def test_winner():
     assert expected_maximum(1) == pytest.approx(0, abs=1e-10)
     assert expected_maximum(2) == pytest.approx(1 / math.sqrt(math.pi), rel=1e-9)
     assert expected_maximum(3) == pytest.approx(1.5 / math.sqrt(math.pi), rel=1e-9)
+    assert [round(expected_maximum(n), 1) for n in (5, 50, 1000)] == [1.2, 2.2, 3.2]  # as the chapter says
     generator = np.random.default_rng(2)
     for n in (5, 50):
         best = 0.7 + 0.2 * generator.normal(size=(200_000, n)).max(1)
