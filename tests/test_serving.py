@@ -10,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Generator
 
 from ecomlib import noise
@@ -213,6 +215,21 @@ def test_damaged_bytes_are_refused(cut):
     state, _ = engine.decide(engine.begin("sku"), 1.0)
     with pytest.raises(RuntimeError, match="no state of a served task"):
         unpack(pack(state)[:cut])
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_changed_bytes_are_refused_or_read(data):
+    """Nothing but ``RuntimeError`` comes out of bytes that something has written over, and nothing is executed."""
+    packed = bytearray(pack(Engine(loaded()).begin("sku")._replace(answered=3)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(packed) - 1))
+        packed[start : start + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+        packed = packed or bytearray(1)
+    try:
+        assert isinstance(unpack(bytes(packed)), TaskState)
+    except RuntimeError as error:
+        assert "no state of a served task" in str(error)
 
 
 # ------------------------------------------------------------------------------------------------- stores

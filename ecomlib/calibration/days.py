@@ -18,6 +18,9 @@ from ..rollout import Trajectories
 from .sales import SalesTableError, _plain, _read_file
 
 REQUIRED = ("day", "units", "unit_cost")
+LARGEST = 1e9
+"""No price, cost or number of units is beyond this: a slip of the keyboard is refused instead of learned from."""
+WHOLE = f"whole numbers from 0 to {LARGEST:g} (take returns out)"
 
 
 def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.DataFrame:
@@ -62,15 +65,15 @@ def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.Dat
         raise SalesTableError(f"column {repeated[0]!r} appears more than once; allowed: once")
     if len(table) == 0:
         raise SalesTableError("the table is empty: 0 rows; needed is one row a day")
-    positive = "finite numbers > 0"
+    positive = f"numbers > 0, at most {LARGEST:g}"
     units, cost = _numbers(table, "units"), _numbers(table, "unit_cost")
-    _refuse(table, "units", ~((units >= 0) & (units == np.floor(units))), "whole numbers >= 0 (take returns out)")
-    _refuse(table, "unit_cost", ~(cost > 0), positive)
+    _refuse(table, "units", ~((units >= 0) & (units <= LARGEST) & (units == np.floor(units))), WHOLE)
+    _refuse(table, "unit_cost", ~((cost > 0) & (cost <= LARGEST)), positive)
     chance = _numbers(table, "probability") if "probability" in table else None
     if chance is not None:
         _refuse(table, "probability", ~((chance > 0) & (chance <= 1)), "numbers in (0, 1]")
     value = _numbers(table, priced[0])
-    _refuse(table, priced[0], ~(value > 0), positive)
+    _refuse(table, priced[0], ~((value > 0) & (value <= LARGEST)), positive)
     markup = value if priced[0] == "markup" else value / cost
     action, markup = _action(table, priced[0], markup.to_numpy(), family)
     day = _days(table)
