@@ -6,6 +6,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Generator
 
 from ecomlib import noise
+from ecomlib.cli.serve import ServeOptions
 from ecomlib.configuration import default_config
 from ecomlib.families import LogitPricing
 from ecomlib.families.demand import poisson_inverse
@@ -194,10 +196,17 @@ def test_versions_name_what_the_numbers_depend_on():
     assert Engine(loaded()).version == Engine(run).version
 
 
+@pytest.mark.parametrize("change", [{"runs": ()}, {"port": 0}, {"port": 70_000}, {"steps": -1}, {"level": 1.0}])
+def test_options_are_checked(change):
+    field = next(iter(change))
+    with pytest.raises(ValueError, match=f"ServeOptions.{field} = .*; allowed"):
+        ServeOptions(**{"runs": (Path("run"),)} | change)
+
+
 # ------------------------------------------------------------------------------------------------- state
 def test_a_state_is_the_same_after_its_bytes():
     engine, shop = Engine(loaded()), Shop()
-    state = engine.begin('sku "1" \n äöü')
+    state = engine.begin('sku "1" äöü')
     for _ in range(SHELF.days * 3 + 2):  # through an inner step, and every kind of field
         again = unpack(pack(state))
         for name, before, after in zip(TaskState._fields, state, again, strict=True):
@@ -389,7 +398,7 @@ def test_a_bad_cost_is_refused(cost):
     service = Service([Engine(loaded())], MemoryStore())
     with pytest.raises(ValueError, match="unit_cost = .*; allowed: a number > 0"):
         service.decide("sku", cost)
-    for name in ("", "x" * 201, 3):
+    for name in ("", "x" * 201, 3, "a\nb", "a\0b", "\ud800"):
         with pytest.raises(ValueError, match="task = "):
             service.decide(name, 1.0)
     assert service.store.records("decision", service.model) == []
@@ -537,6 +546,8 @@ def test_the_service_over_http(tmp_path):
         ("/decide", {"task": "sku", "unit_cost": -2}, 422, ["unit_cost = -2", "allowed: a number > 0"]),
         ("/decide", {"task": "", "unit_cost": 1}, 422, ["task = ''", "1 to 200"]),
         ("/decide", {"task": "sku", "unit_cost": 1, "price": 2}, 422, ["price"]),
+        ("/decide", {"task": "\ud800", "unit_cost": 1}, 422, ["task = ", "printable"]),
+        ("/feedback", {"decision": "\ud800", "units": 1}, 404, ["decision = ", "allowed"]),
         ("/decide", {"task": "open", "unit_cost": 1.0}, 409, ["'open'", "allowed"]),
         ("/decide", b"{", 422, ["JSON"]),
         ("/decide", b'{"task": "sku", "unit_cost": NaN}', 422, ["unit_cost = nan", "allowed"]),

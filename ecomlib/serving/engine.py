@@ -76,8 +76,9 @@ class Engine:
             self._advantage_exists()
 
     def begin(self, task: str) -> TaskState:
-        """A task that nothing is known of. Raises ``ValueError`` for a name that is empty or above 200 characters."""
-        require(isinstance(task, str) and 0 < len(task) <= 200, "task", task, "a name of 1 to 200 characters")
+        """A task that nothing is known of. Raises ``ValueError`` unless the name is 1 to 200 printable characters."""
+        valid = isinstance(task, str) and 0 < len(task) <= 200 and task.isprintable()
+        require(valid, "task", task, "1 to 200 printable characters")
         return TaskState(task, stock=float("inf") if self.family.stock is None else float(self.family.stock))
 
     def decide(self, state: TaskState, unit_cost: float) -> tuple[TaskState, Decision]:

@@ -93,7 +93,8 @@ class Service:
         Raises ``UnknownDecision``, ``AlreadyAnswered`` where other units are recorded, ``ValueError`` for bad units,
         or ``Busy``.
         """
-        found = self.store.record("decision", decision) if isinstance(decision, str) else None
+        named = isinstance(decision, str) and decision.isprintable()
+        found = self.store.record("decision", decision) if named else None
         if found is None:
             raise UnknownDecision(f"decision = {decision!r}; allowed: the id of a decision that was made here")
         if found.model not in self.engines:
@@ -117,8 +118,9 @@ class Service:
         return self._retried(found.task, attempt)
 
     def task(self, task: str) -> dict[str, Any]:
-        """Where a task stands under the model that answers. Raises ``UnknownTask``."""
+        """Where a task stands under the model that answers. Raises ``UnknownTask``, or ``ValueError`` for no name."""
         engine = self.engines[self.model]
+        engine.begin(task)  # checks the name
         found = self.store.get(engine.version, task)
         if found is None:
             raise UnknownTask(f"task = {task!r}; allowed: a task that model {engine.version} has decided on")
@@ -135,7 +137,8 @@ class Service:
         }
 
     def health(self) -> dict[str, Any]:
-        """Which model answers, and whether its tasks earn what they did."""
+        """Which model answers, and whether its tasks earn what they did. Reads the log of all episodes: ask once in a
+        while, not with every request."""
         drift = self.drift()
         return {
             "status": "ok",
