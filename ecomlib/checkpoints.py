@@ -174,7 +174,7 @@ def unpack(data: bytes, name: str, config: str, seeds: tuple[int, ...]) -> MetaT
         known = known and type(iteration) is int and iteration >= 0
         meta, memory = _rebuild(meta, tensors), _rebuild(memory, tensors)
         finite = all(bool(t.isfinite().all()) for t in tensors.values())
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError, RuntimeError):  # torch: number formats
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError):  # nested too deeply; formats of numbers
         known = False
     if not known or not isinstance(meta, list) or not all(isinstance(p, Tensor) for p in meta):
         raise CheckpointError(f"{name} is no checkpoint of this library (version {VERSION}), or is damaged")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_an_existing_run_is_not_begun_again(trained):
     with pytest.raises(RunError, match="was started with another configuration"):
         train(small(iterations=5), trained, resume=True, progress=False)
     assert contents(trained) == before
+
+
+def test_a_run_that_another_process_begins_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    lock = Run.lock
+
+    @contextmanager
+    def too_late(run):
+        (run.path / "config.toml").write_text("theirs")
+        with lock(run):
+            yield
+
+    monkeypatch.setattr(Run, "lock", too_late)
+    with pytest.raises(RunError, match="holds a run already"):
+        train(small(), tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "config.toml").read_text() == "theirs"
 
 
 def test_a_folder_that_nobody_may_write_to_is_refused_before_training(tmp_path, monkeypatch):

@@ -242,12 +242,13 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize("seeds_at_once", [None, 1])
-def test_killed_at_every_step_of_writing(tmp_path, seeds_at_once):
+@pytest.mark.parametrize("seeds_at_once, iterations", [(None, 3), (1, 2)])
+def test_killed_at_every_step_of_writing(tmp_path, seeds_at_once, iterations):
     """A process that dies at the n-th step of writing, for every n, loses nothing that the next cannot compute."""
-    config = small(seeds_at_once=seeds_at_once, iterations=2)
+    config = small(seeds_at_once=seeds_at_once, iterations=iterations, keep=1)
     train(config, tmp_path / "whole", progress=False)
     expected = outcome(tmp_path / "whole")
+    assert sum("iteration-" in name for name in expected["files"]) <= 2 * len(config.groups)  # the last and the best
     for fatal in itertools.count():
         path = tmp_path / f"killed-{fatal}"
 
