@@ -37,8 +37,8 @@ from .families.base import check, whole
 from .files import remove_unfinished, write_atomically, write_json
 from .search_space import chosen, own_value, scores_of, space
 
-VALIDATION, CONFIRMATION = 2**60, 2**60 + 1
-"""Generator seeds of the two lists of tasks: out of reach of those of training iterations and of ``families.split``."""
+VALIDATION, CONFIRMATION = 3_000_000_001, 3_000_000_002
+"""Generator seeds of the two lists of tasks: not those of ``families.split``, nor of iterations of seeds up to 2,998."""
 FRESH_SEED = 1000
 """First training seed of the confirmation; trials have seeds from 0."""
 LEAST_FOR_IMPORTANCE = 20

@@ -144,7 +144,7 @@ class Training:
         done = self.done
         if not self.processes.first:
             if done < self.config.iterations:
-                self._meta_train(None)
+                self._follow()
             return
         for file in self.folder.missing():
             _say(f"note: {file} was deleted; going on from {f'iteration {done}' if done else 'the beginning'}")
@@ -173,6 +173,17 @@ class Training:
             self.bar.close()
             for tracker in self.trackers:
                 tracker.close()
+
+    def _follow(self) -> None:
+        """Train with the first process until it ends: Ctrl-C reaches all of them, and the first one decides when to
+        stop. It then leaves, which is an error for those that wait for it."""
+        with self._signals():
+            try:
+                self._meta_train(None)
+            except RuntimeError:
+                if not self.stopping:
+                    raise
+                raise Interrupted("stopped with the first process") from None
 
     def _meta_train(self, callback: Any) -> None:
         seed = self.seeds[0] if len(self.seeds) == 1 else self.seeds

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecomlib.families.base import sample_tasks
+from ecomlib.families.base import sample_tasks, split
 from ecomlib.families.navigation import PointNavigation
 from ecomlib.families.tabular import ShopMDP
 from ecomlib.learners import (
@@ -23,7 +23,7 @@ from ecomlib.learners import (
 )
 from ecomlib.learners.adaptation import meta_gradient
 from ecomlib.learners.maml import Stage
-from ecomlib.learners.meta import adam_step
+from ecomlib.learners.meta import adam_step, iteration_generator
 from ecomlib.learners.outer import adapted_fisher_vector_product, thin
 from ecomlib.learners.output_losses import of_surrogate
 from ecomlib.learners.supervised import Examples, cross_entropy_loss, mean_squared_error
@@ -524,3 +524,12 @@ def test_engines_refuse_what_they_cannot_do():
         SupervisedMAML(module, Inner(), by_hand=True)
     with pytest.raises(ValueError, match="SupervisedMAML.compile = True; allowed"):
         SupervisedMAML(module, Inner(), compile=True, stage_weights=(0.5, 0.5))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_never_meets_the_fixed_lists(seed):
+    """The list of 1,000 test tasks is drawn by a generator of its own, and so are the others."""
+    fixed = torch.cat([split(ShopMDP(), name, 1000)[1].id for name in ("train", "test", "shifted")])
+    drawn = torch.cat([sample_tasks(ShopMDP(), 20, iteration_generator(seed, i)).id for i in range(50)])
+    assert len(drawn.unique()) == len(drawn)
+    assert not torch.isin(drawn, fixed).any()

@@ -27,7 +27,7 @@ ELSEWHERE = [
     (
         "py:class",
         r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
-        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update"
+        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress"
         r"|ecomlib\.configuration\.(FamilyT|OuterT))",
     ),
 ]

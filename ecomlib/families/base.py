@@ -64,7 +64,8 @@ def sample_tasks(family: TaskFamily, tasks: int, generator: Generator, device: s
     return family.tasks(torch.randint(2**62, (tasks,), generator=generator).to(device))
 
 
-_SPLIT_SEEDS = {"train": 1, "test": 2, "shifted": 3}
+SPLIT_SEEDS = {"train": 1, "test": 2, "shifted": 3}
+"""Seeds of the generators that draw the fixed lists."""
 
 
 def split(family: TaskFamily, name: str, tasks: int, device: str = "cpu") -> tuple[TaskFamily, Any]:
@@ -75,7 +76,7 @@ def split(family: TaskFamily, name: str, tasks: int, device: str = "cpu") -> tup
     """
     require(name in SPLITS, "split", name, f"one of {', '.join(SPLITS)}")
     moved = family.shifted() if name == "shifted" else family
-    return moved, sample_tasks(moved, tasks, Generator().manual_seed(_SPLIT_SEEDS[name]), device)
+    return moved, sample_tasks(moved, tasks, Generator().manual_seed(SPLIT_SEEDS[name]), device)
 
 
 def take(tasks: Any, index: Any) -> Any:

@@ -55,7 +55,8 @@ class Engine:
     ``steps`` steps; its parameters then stay. Episodes that the simulator plays side by side come one after the other
     here, and luck has the same keys, (seed, hash of the task's name, replica, round, day): a served product with the
     simulator's shoppers meets exactly the simulated trial. A recurrent policy remembers the episode so far and, as in
-    training, begins each with an empty memory.
+    training, begins each with an empty memory. ``version`` names all that decisions depend on: configuration, seed,
+    iteration, parameters, inner steps (k) and support episodes of each (n).
     """
 
     def __init__(self, run: LoadedRun, steps: int | None = None, support_episodes: int | None = None):
@@ -71,7 +72,8 @@ class Engine:
         self.adapts = self.learner.inner.adapts(self.theta)
         self.dtype = self.theta[0].dtype
         digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in run.meta)).hexdigest()
-        self.version = f"{config_hash(run.config)[:8]}-s{run.seed}-i{run.iteration}-{digest[:8]}"
+        adapts = f"k{self.steps}n{self.support_episodes}" if self.steps else "k0"
+        self.version = f"{config_hash(run.config)[:8]}-s{run.seed}-i{run.iteration}-{digest[:8]}-{adapts}"
         if self.steps:
             self._advantage_exists()
 
