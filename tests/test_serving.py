@@ -192,7 +192,8 @@ def test_versions_name_what_the_numbers_depend_on():
     run = loaded()
     other = [run.meta[0] + 1e-9, *run.meta[1:]]
     runs = [run, loaded(seed=1), loaded(iteration=8), loaded(episodes=3), run._replace(meta=other)]
-    assert len({Engine(r).version for r in runs}) == 5
+    versions = {Engine(r).version for r in runs} | {Engine(run, support_episodes=1).version, Engine(run, 2).version}
+    assert len(versions) == 7
     assert Engine(loaded()).version == Engine(run).version
 
 
