@@ -329,6 +329,23 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path):
     assert [p.name for p in saved] == ["iteration-000003.safetensors"]
 
 
+@pytest.mark.extended
+def test_ctrl_c_under_torchrun_saves_too(tmp_path):
+    """The terminal sends it to all processes; none leaves the others in the middle of an iteration."""
+    path = tmp_path / "run"
+    launch = "-m torch.distributed.run --nproc-per-node 2 --standalone -m ecomlib -- train pricing".split()
+    flags = [*SMALL, "--seeds", "2", "--iterations", "100000", "--checkpoint-every", "50000"]
+    group = subprocess.Popen(
+        [sys.executable, *launch, "--run", str(path), *flags], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: len(rows(path)) >= 10)
+    os.killpg(group.pid, signal.SIGINT)
+    _, err = group.communicate(timeout=60)
+    done = int(re.search(r"stopped after iteration (\d+); saved. Go on with: python -m ecomlib train pricing", err)[1])
+    assert load_run(path).iteration == done and len(rows(path)) == 2 * done
+
+
 def test_ctrl_c_at_the_end_of_a_seed_does_not_begin_the_next(tmp_path, monkeypatch):
     config, after = small(seeds_at_once=1), Training._after_iteration
 
