@@ -576,6 +576,24 @@ def test_errors_name_field_value_and_what_is_allowed(path, body, status, words):
         assert answer.json()["open"]["id"] == opened["decision"]
 
 
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
+    store = SQLiteStore(tmp_path / "serve.sqlite")
+    with TestClient(create_app(Service([Engine(loaded())], store))) as client:
+        first = client.post("/decide", json={"task": "sku", "unit_cost": 1.0}).json()
+        pages = store._database.execute("PRAGMA page_count").fetchone()[0]
+        store._database.execute(f"PRAGMA max_page_count={pages}")
+        number, status = 0, 200
+        while status == 200:
+            number += 1
+            answer = client.post("/decide", json={"task": f"sku-{number}", "unit_cost": 1.0})
+            status = answer.status_code
+        assert status == 503 and "full" in answer.json()["error"]
+        assert client.get(f"/tasks/sku-{number}").status_code == 404  # all of it or nothing
+        assert client.get("/tasks/sku").json()["open"] == first
+        store._database.execute("PRAGMA max_page_count=1000000")
+        assert client.post("/decide", json={"task": f"sku-{number}", "unit_cost": 1.0}).status_code == 200
+
+
 def test_rollback_over_http():
     old, new = Engine(loaded()), Engine(loaded(seed=1))
     with TestClient(create_app(Service([old, new], MemoryStore()))) as client:

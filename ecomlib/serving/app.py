@@ -16,7 +16,15 @@ from .. import __version__
 from .engine import OpenDecision
 from .service import AlreadyAnswered, Busy, Service, UnknownDecision, UnknownTask
 
-STATUS = {OpenDecision: 409, AlreadyAnswered: 409, UnknownDecision: 404, UnknownTask: 404, ValueError: 422, Busy: 503}
+STATUS = {
+    OpenDecision: 409,
+    AlreadyAnswered: 409,
+    UnknownDecision: 404,
+    UnknownTask: 404,
+    ValueError: 422,
+    Busy: 503,
+    OSError: 503,
+}
 """Error -> HTTP status; the first that fits."""
 
 
@@ -99,7 +107,7 @@ def create_app(service: Service) -> FastAPI:
         return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
 
     app.add_exception_handler(HTTPException, elsewhere)
-    for kind in (ValueError, Busy):
+    for kind in (ValueError, Busy, OSError):
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(RequestValidationError, malformed)
     return app

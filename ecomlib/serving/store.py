@@ -38,7 +38,7 @@ class TaskStore(Protocol):
     def put(self, model: str, task: str, version: int, state: bytes, records: Sequence[Record] = ()) -> None:
         """Compare and set: replace the state that was read at ``version`` (0: there was none) by one of version + 1,
         and append ``records``; all of it or nothing, and durably. Raises ``Conflict`` if the task has another version
-        by now or a record's key exists."""
+        by now or a record's key exists, ``OSError`` where it cannot be written (a full disk)."""
 
     def record(self, kind: str, key: str) -> Record | None:
         """One line of the log."""
@@ -175,6 +175,8 @@ class SQLiteStore:
                     execute("ROLLBACK")
                 if isinstance(error, sqlite3.IntegrityError):
                     raise Conflict(f"task {task!r} exists, or a record does: {error}") from None
+                if isinstance(error, sqlite3.OperationalError):
+                    raise OSError(f"{self.path}: {error}") from None
                 raise
 
     def record(self, kind: str, key: str) -> Record | None:
