@@ -38,7 +38,7 @@ from .files import remove_unfinished, write_atomically, write_json
 from .search_space import chosen, own_value, scores_of, space
 
 VALIDATION, CONFIRMATION = 3_000_000_001, 3_000_000_002
-"""Generator seeds of the two lists of tasks: not those of ``families.split``, nor of iterations of seeds up to 2,998."""
+"""Generator seeds of two lists of tasks: not those of ``families.split``, nor of iterations of seeds up to 2,998."""
 FRESH_SEED = 1000
 """First training seed of the confirmation; trials have seeds from 0."""
 LEAST_FOR_IMPORTANCE = 20

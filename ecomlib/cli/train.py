@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         _refuse_contradiction(options.settings, settings, source)
     path = options.run or Path("runs") / f"{settings.family_name}-{options.settings.algorithm}"
     run = train(options.settings, path, options.resume, options.machine)
-    print(f"{run.path}: done. Next: python -m ecomlib evaluate {run.path}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(f"{run.path}: done. Next: python -m ecomlib evaluate {run.path}")
     return 0
 
 
