@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
