@@ -19,10 +19,10 @@ from .configuration import TrainConfig
 from .evaluation.adaptation import AdaptationReturns, adaptation_returns
 from .families.base import TaskFamily, require, split, take, whole
 from .learners import MAML
+from .machine import precision
 from .rollout import Agent, trial
 from .run_results import Evaluation, EvaluationConfig
 from .runs import LoadedRun, Run, RunError, load_run
-from .training import precision
 
 STEPS_AT_ONCE = 200_000
 """Environment steps of a round that are in memory at a time; a result does not depend on it beyond rounding."""

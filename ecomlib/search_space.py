@@ -14,8 +14,8 @@ from .configuration import TrainConfig
 from .evaluation.statistics import normalised_score
 from .families.base import sample_tasks
 from .learners import MAML, MetaTraining, PPOStep, TRPOStep
+from .machine import precision
 from .run_evaluation import returns_by_step
-from .training import precision
 
 
 def space(base: TrainConfig) -> dict[str, BaseDistribution]:

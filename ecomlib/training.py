@@ -13,9 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,10 +22,11 @@ from tqdm import tqdm
 from .configuration import TrainConfig
 from .distributed import Processes
 from .environment import environment
-from .families.base import check, sample_tasks, whole
+from .families.base import sample_tasks
 from .files import write_json
 from .learners import MetaTraining
 from .learners.meta import iteration_generator
+from .machine import Compiled, Machine, precision
 from .runs import Run, RunError, check_state
 from .tracking import TensorBoard, Tracker, WeightsAndBiases
 
@@ -34,42 +34,8 @@ SECONDS_BETWEEN_CURVES = 10
 """How often TensorBoard sees something new, besides at every checkpoint."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a run is computed on: nothing here changes what it computes, up to rounding, so a run may go on with other
-    values."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU if there is one."""
-    threads: int = 1
-    """Threads of each process on the CPU; small tensors are fastest with 1."""
-    compile: bool = False
-    """Compile the family's step (torch.compile): a minute at the start, faster rollouts afterwards."""
-    track: tuple[Literal["wandb"], ...] = ()
-    """Also log to Weights & Biases; offline unless WANDB_MODE says otherwise."""
-
-    def __post_init__(self):
-        check(self, "threads", lambda x: whole(x, 1, 1024), "a whole number from 1 to 1024")
-        check(self, "compile", lambda x: isinstance(x, bool), "True or False")
-        check(self, "track", lambda x: isinstance(x, tuple) and all(y == "wandb" for y in x), "wandb, or nothing")
-        check(self, "device", lambda x: x in ("auto", "cpu", "cuda"), "one of auto, cpu, cuda")
-        missing = self.device == "cuda" and not torch.cuda.is_available()
-        check(self, "device", lambda x: not missing, "auto or cpu: this machine has no GPU that torch can use")
-
-
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; the state is saved. The message says how to go on."""
-
-
-@contextmanager
-def precision(dtype: str) -> Iterator[None]:
-    """Torch's default dtype for a while."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def train(
@@ -331,16 +297,6 @@ class Training:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class Compiled:
-    """A family whose ``step`` is compiled as one graph."""
-
-    def __init__(self, family: Any):
-        self.family, self.step = family, torch.compile(family.step, fullgraph=True)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.family, name)
 
 
 def _map(function: Any, tree: Any) -> Any:

@@ -14,8 +14,9 @@ import tyro
 
 from ..config_files import PARTS, config_type, read_config, read_toml, validate
 from ..configuration import FAMILIES, OUTER, TrainConfig, default_config
+from ..machine import Machine
 from ..runs import Run
-from ..training import Machine, train
+from ..training import train
 
 ConfigT = TypeVar("ConfigT")
 
