@@ -28,6 +28,7 @@ PLANNING = "the planning of an oracle, a blind policy or a summary: once a famil
 SETTINGS = "settings, which are not on a device"
 ALLOWED = {
     "families/base.py::_plain": SETTINGS,
+    "families/base.py::number": SETTINGS,
     "families/constants.py::constant": "a constant of a compiled function, part of its code",
     "families/constants.py::_constant": "a copy from the host, once a process",
     "families/navigation.py::PointNavigation.test_goals": "the published goals, once",
