@@ -32,8 +32,8 @@ def leave_one_out(value: Tensor, counts: Tensor | None = None) -> Tensor:
     if counts is None:
         return (value - value.mean(-1, keepdim=True)) * (episodes / (episodes - 1))
     number = counts.sum(-1, keepdim=True)
-    others = ((value * counts).sum(-1, keepdim=True) - value) / (number - 1).clamp(min=1)
-    return (value - others) * counts * (number > 1)
+    mean = (value * counts).sum(-1, keepdim=True) / number
+    return (value - mean) * (number / (number - 1).clamp(min=1)) * counts * (number > 1)
 
 
 def gae(reward: Tensor, value: Tensor, mask: Tensor, discount: float = 1.0, gae_lambda: float = 1.0) -> Tensor:
