@@ -27,7 +27,7 @@ ELSEWHERE = [
     (
         "py:class",
         r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
-        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress"
+        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress|Memory"
         r"|ecomlib\.configuration\.(FamilyT|OuterT))",
     ),
 ]

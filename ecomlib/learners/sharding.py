@@ -16,15 +16,16 @@ class Shards:
 
     The caller initialises the process group (``torch.distributed.init_process_group``: gloo on CPUs, nccl on GPUs) and
     says which of its processes this is. Without arguments: one process, nothing to average. Parts are of equal size, so
-    that the mean over processes of means over their tasks is the mean over all tasks.
+    that the mean over processes of means over their tasks is the mean over all tasks. ``all_reduces`` counts calls of
+    all-reduce, and ``bytes_moved`` the bytes of this process's buffers handed to them, since this object was made.
     """
 
     def __init__(self, rank: int = 0, size: int = 1):
         require(whole(size, 1), "Shards.size", size, "a whole number >= 1")
         require(whole(rank, 0, size - 1), "Shards.rank", rank, f"a whole number in 0..size - 1 = {size - 1}")
         self.rank, self.size = rank, size
-        self.all_reduces, self.bytes_moved = 0, 0
-        """Calls of all-reduce, and bytes of this process's buffers handed to them, since this object was made."""
+        self.all_reduces = 0
+        self.bytes_moved = 0
 
     def part(self, tasks: int) -> slice:
         """This process's tasks among those of an iteration. Raises ``ValueError`` unless all get equally many."""
