@@ -289,7 +289,9 @@ class Training:
 
         def stop(number: int, frame: Any) -> None:
             self.stopping = True
-            signal.signal(number, before[number])
+            # A shell's background job starts with Ctrl-C ignored; it took the first one, so it takes the second.
+            ignored = before[number] is signal.SIG_IGN
+            signal.signal(number, signal.default_int_handler if ignored else before[number])
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
