@@ -49,6 +49,16 @@ def _same_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def differences(asked: Any, saved: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, asked for, saved) of every setting in which two configurations differ: ``inner.lr``, 0.3, 0.1."""
+    for f in fields(saved):
+        new, old = getattr(asked, f.name), getattr(saved, f.name)
+        if is_dataclass(old) and type(new) is type(old):
+            yield from differences(new, old, f"{prefix}{f.name}.")
+        elif new != old:
+            yield f"{prefix}{f.name}", new, old
+
+
 def write_config(config: Any, path: Path) -> None:
     """TOML with every field, tables last, atomically. Raises ``OSError``."""
     write_atomically(path, tomli_w.dumps(_complete(config)).encode())

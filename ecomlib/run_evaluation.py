@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .baselines import GreedyBayes, Thompson
 from .configuration import TrainConfig
 from .evaluation.adaptation import AdaptationReturns, adaptation_returns
-from .families.base import TaskFamily, require, split, take, whole
+from .families.base import TaskFamily, split, take
 from .learners import MAML
 from .machine import precision
 from .rollout import Agent, trial
@@ -101,18 +101,11 @@ def returns_by_step(
     luck: int,
     done: Callable[[int], Any] = lambda tasks: None,
 ) -> AdaptationReturns:
-    """``adaptation_returns`` of a few tasks at a time, for ``steps`` = 0 too; ``done`` is told how many they were."""
-    require(whole(steps, 0), "steps", steps, "a whole number >= 0")
+    """``adaptation_returns`` of a few tasks at a time; ``done`` is told how many they were."""
     parts = []
     count = learner.config.episodes if learner.config.collect is None else 50
     for part in _parts(tasks, family.horizon * count):
-        if steps:
-            parts.append(adaptation_returns(learner, meta, family, part, steps, luck))
-        else:
-            theta = meta[: learner.policy.tensors]
-            data = learner.evaluate_task(theta, family, part, luck, episode=0)
-            mean = data.returns.sum(-1) / data.mask[0].sum(-1)
-            parts.append(AdaptationReturns(mean[None], torch.zeros_like(mean[None], dtype=torch.bool)))
+        parts.append(adaptation_returns(learner, meta, family, part, steps, luck))
         done(len(part.id))
     return AdaptationReturns(*(torch.cat(x, -1) for x in zip(*parts)))
 

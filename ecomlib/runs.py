@@ -14,20 +14,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 
 from .checkpoints import CheckpointError, CheckpointFolder
 from .config_files import config_hash, read_config, write_config
 from .configuration import TrainConfig
 from .families.base import TaskFamily
-from .files import remove_unfinished, write_atomically, write_json
+from .files import locked, remove_unfinished, write_atomically, write_json
 from .learners import MAML, MetaTraining
 
 
@@ -74,18 +73,9 @@ class Run:
             raise RunError(f"{path} holds no run: there is no config.toml in it")
         return cls(path, read_config(path / "config.toml"))
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Nobody else trains here. Raises ``RunError`` if somebody does; a process that is killed lets go."""
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"{self.path} is in use by another process: wait for it, or name another folder") from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def lock(self) -> AbstractContextManager[None]:
+        """Nobody else trains here; otherwise ``RunError``."""
+        return locked(self.path, RunError)
 
     def checkpoints(self, seeds: tuple[int, ...]) -> CheckpointFolder:
         """Checkpoints of one batch of seeds."""

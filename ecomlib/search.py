@@ -15,13 +15,11 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-import tomli_w
-from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import MedianPruner
@@ -29,12 +27,12 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm import tqdm
 
-from .config_files import config_hash, plain, read_config, read_toml, validate
+from .config_files import config_hash, differences, read_config, read_toml, validate, write_config
 from .configuration import TrainConfig
 from .environment import environment
 from .evaluation.statistics import Interval, paired_difference, t_interval
 from .families.base import check, whole
-from .files import remove_unfinished, write_atomically, write_json
+from .files import locked, remove_unfinished, write_json
 from .search_space import chosen, own_value, scores_of, space
 
 VALIDATION, CONFIRMATION = 3_000_000_001, 3_000_000_002
@@ -128,13 +126,15 @@ class Search:
         if saved := saved_search(self.path):
             for name in ("family_name", "algorithm"):
                 _refuse_value(name, getattr(self.base, name), getattr(saved[0], name), self.path / "base.toml")
-            _refuse_other(self.config, saved[1], "", self.path / "search.toml", FREE)
-            _refuse_other(self.base, saved[0], "", self.path / "base.toml")
+            for file, asked, there in (("search.toml", self.config, saved[1]), ("base.toml", self.base, saved[0])):
+                for name, new, old in differences(asked, there):
+                    if name not in FREE:
+                        _refuse_value(name, new, old, self.path / file)
         elif self.path.exists() and (not self.path.is_dir() or {p.name for p in self.path.iterdir()} - {"base.toml"}):
             raise SearchError(f"{self.path} exists and is no search: name another folder (--search)")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "base.toml", tomli_w.dumps(plain(self.base)).encode())
-        write_atomically(self.path / "search.toml", tomli_w.dumps(plain(config)).encode())  # the last sign of a search
+        write_config(self.base, self.path / "base.toml")
+        write_config(config, self.path / "search.toml")  # the last sign of a search
 
     def run(self, progress: bool = True) -> SearchResult:
         """Trials until there are enough finished ones, then the confirmation, and the files.
@@ -142,13 +142,8 @@ class Search:
         Raises ``SearchInterrupted`` (Ctrl-C, SIGTERM), ``SearchError`` (folder in use, damaged database), ``OSError``.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise SearchError(f"{self.path} is in use by another process: wait, or name another folder") from None
-        try:
-            with _stoppable():
+            with locked(self.path, SearchError), _stoppable():
                 remove_unfinished(self.path)
                 self.study = self._study()
                 self._trials(progress)
@@ -160,8 +155,6 @@ class Search:
                 f"stopped; {self.path} keeps the finished trials. Go on with: python -m ecomlib search "
                 f"{self.base.family_name} --search {self.path}"
             ) from None
-        finally:
-            lock.release()
 
     def _study(self) -> optuna.Study:
         """The study in the folder; trials that a killed process left unfinished are queued again."""
@@ -242,7 +235,7 @@ class Search:
                 if chosen(fresh, best.params) != fresh:
                     confirmed["start"] = self._confirmed(fresh, progress)
             result = result._replace(config=chosen(fresh, best.params), confirmed=confirmed)
-            write_atomically(self.path / "best.toml", tomli_w.dumps(plain(result.config)).encode())
+            write_config(result.config, self.path / "best.toml")
         write_json(self.path / "result.json", self._description(result))
         return result
 
@@ -317,15 +310,6 @@ def saved_search(path: Path) -> tuple[TrainConfig, SearchConfig] | None:
     if not (path / "search.toml").exists() or not (path / "base.toml").exists():
         return None
     return read_config(path / "base.toml"), validate(SearchConfig, read_toml(path / "search.toml"), str(path))
-
-
-def _refuse_other(asked: Any, saved: Any, prefix: str, file: Path, free: tuple[str, ...] = ()) -> None:
-    for f in fields(saved):
-        new, old = getattr(asked, f.name), getattr(saved, f.name)
-        if is_dataclass(old) and type(new) is type(old):
-            _refuse_other(new, old, f"{prefix}{f.name}.", file)
-        elif f.name not in free:
-            _refuse_value(f"{prefix}{f.name}", new, old, file)
 
 
 def _refuse_value(name: str, new: Any, old: Any, file: Path) -> None:

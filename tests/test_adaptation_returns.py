@@ -25,6 +25,17 @@ def test_rows_are_the_returns_of_fresh_episodes_of_each_stage():
     assert torch.allclose(found.mean, found.returns.mean(-1))
 
 
+def test_no_step_is_the_return_of_theta():
+    maml = MAML(CategoricalMLP((6, 5, 3)), Inner(lr=0.7), TRPOStep(), MAMLConfig(4, 10))
+    meta = maml.initial(torch.Generator().manual_seed(0))
+    tasks = sample_tasks(SHOP, 5, torch.Generator().manual_seed(0))
+    found = adaptation_returns(maml, meta, SHOP, tasks, steps=0, seed=7)
+    assert torch.allclose(
+        found.returns, maml.evaluate_task(meta, SHOP, tasks, seed=7, episode=0).returns.mean(-1)[None]
+    )
+    assert found.diverged.shape == (1, 5) and not found.diverged.any()
+
+
 def test_diverged_tasks_are_counted_and_left_out():
     """A softmax of parameters that are not finite still picks actions: the parameters tell, not the return."""
     policy = CategoricalMLP((6, 8, 8, 3), torch.relu)

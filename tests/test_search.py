@@ -291,6 +291,16 @@ def test_more_trials_and_another_confirmation_are_no_contradiction(tmp_path, for
     assert len(found.trials) == 5 and len(found.confirmed["best"][0]) == 3
 
 
+def test_none_in_place_of_a_default_is_kept(tmp_path, formula):
+    """Navigation's default weighs every stage; here the return after the last step alone counts."""
+    base = default_config("navigation", "ppo-maml")
+    base = replace(base, data=replace(base.data, stage_weights=None), inner=replace(base.inner, lr=4.0))
+    found = run(tmp_path / "search", base=base)
+    assert read_config(tmp_path / "search" / "base.toml").data.stage_weights is None
+    assert read_config(tmp_path / "search" / "best.toml") == found.config
+    assert run(tmp_path / "search", base=base).config == found.config  # goes on instead of finding a contradiction
+
+
 def test_folders_that_are_no_search_are_refused(tmp_path, formula):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("mine")

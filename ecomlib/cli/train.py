@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from ..config_files import PARTS, config_type, read_config, read_toml, validate
+from ..config_files import PARTS, config_type, differences, read_config, read_toml, validate
 from ..configuration import FAMILIES, OUTER, TrainConfig, default_config
 from ..machine import Machine
 from ..runs import Run
@@ -149,14 +149,10 @@ def read_market(path: Path, family: str) -> Any:
     return validate(FAMILIES[family], table["family"], f"{path}, family")
 
 
-def _refuse_contradiction(asked: Any, saved: Any, source: Path, prefix: str = "") -> None:
-    for f in fields(saved):
-        new, old = getattr(asked, f.name), getattr(saved, f.name)
-        if is_dataclass(old) and type(new) is type(old):
-            _refuse_contradiction(new, old, source, f"{prefix}{f.name}.")
-        elif new != old:
-            flag = f"--{prefix}{f.name}".replace("_", "-")
-            raise ValueError(
-                f"{flag} {new} contradicts {source}, where {prefix}{f.name} = {old}. A run keeps its "
-                "settings: leave the flag out, or start a new run (--config, --run)"
-            )
+def _refuse_contradiction(asked: TrainConfig, saved: TrainConfig, source: Path) -> None:
+    for name, new, old in differences(asked, saved):
+        flag = f"--{name}".replace("_", "-")
+        raise ValueError(
+            f"{flag} {new} contradicts {source}, where {name} = {old}. A run keeps its "
+            "settings: leave the flag out, or start a new run (--config, --run)"
+        )

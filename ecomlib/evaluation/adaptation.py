@@ -40,7 +40,7 @@ def adaptation_returns(
     The return after k steps is that of the episodes collected with phi_k, which no step up to then has seen.
     ``episode`` numbers the first round of episodes.
     """
-    require(whole(steps, 1), "steps", steps, "a whole number >= 1")
+    require(whole(steps, 0), "steps", steps, "a whole number >= 0")
     phi, support = learner.train_task(meta, family, tasks, seed, steps, episode)
     data = [stage.data for stage in support]
     data.append(learner.evaluate_task(phi[-1], family, tasks, seed, episode + steps))
