@@ -14,6 +14,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.quasirandom import SobolEngine
+
+from .. import noise as noise_
 
 SPLITS = ("train", "test", "shifted")
 
@@ -55,6 +58,49 @@ class TaskFamily(Protocol):
     def blind_return(self, tasks: Any) -> Tensor:
         """(M,) expected episode return of the best policy that uses time, context and physical state, never
         feedback."""
+
+
+class Prior:
+    """What a family gets whose task is a function of a few uniforms: tasks by id, a quasi-random sample of the prior,
+    and hidden parameters that drift. The family says how many uniforms and what they mean (``from_uniforms``)."""
+
+    prior_size: int
+    """Uniforms that make a task."""
+    hidden_size: int
+    """How many of them, the first, are of hidden parameters; the others are of what the merchant sees."""
+
+    def from_uniforms(self, task_id: Tensor, uniforms: Tensor) -> Any:
+        """Tasks of ``uniforms`` (M, prior_size), by inverse transform."""
+        raise NotImplementedError
+
+    def tasks(self, task_id: Tensor) -> Any:
+        """The tasks named by ``task_id`` (M,): a function of the id alone."""
+        return self.from_uniforms(task_id, self._uniforms(task_id, 0))
+
+    def prior_sample(self, size: int, device: torch.device | str = "cpu") -> Any:
+        """A fixed quasi-random (Sobol) sample of the prior: the particles of the Bayesian baselines, the blind
+        search."""
+        points = SobolEngine(self.prior_size, scramble=True, seed=0).draw(size, dtype=torch.float64)
+        points = points.clamp(1e-9, 1 - 1e-9).to(device=device, dtype=torch.get_default_dtype())
+        return self.from_uniforms(torch.arange(size, device=device), points)
+
+    def drifted(self, task_id: Tensor, episode: int, pace: float) -> Any:
+        """The same tasks in the given episode of a trial, 0 the first: hidden parameters walk at random, what the
+        merchant sees of them stays.
+
+        An episode moves each hidden parameter by ``pace`` times a standard normal, in units of the prior's quantiles,
+        and is reflected at the prior's ends, so that the prior stays that of every episode.
+        """
+        uniforms = self._uniforms(task_id, 0)
+        hidden, seen = uniforms[:, : self.hidden_size], uniforms[:, self.hidden_size :]
+        for step in range(1, episode + 1):
+            hidden = hidden + pace * torch.special.ndtri(self._uniforms(task_id, step)[:, : self.hidden_size])
+            hidden = 1 - (hidden.remainder(2) - 1).abs()
+        return self.from_uniforms(task_id, torch.cat((hidden.clamp(1e-9, 1 - 1e-7), seen), 1))
+
+    def _uniforms(self, task_id: Tensor, step: int) -> Tensor:
+        replica = torch.zeros(1, dtype=torch.int64, device=task_id.device)
+        return noise_.uniform(0, task_id, replica, 0, step, noise_.PRIOR, self.prior_size)[:, 0]
 
 
 def sample_tasks(family: TaskFamily, tasks: int, generator: Generator, device: str = "cpu") -> Any:

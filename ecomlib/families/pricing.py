@@ -11,11 +11,9 @@ from typing import NamedTuple
 import torch
 from scipy.special import wrightomega
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
-from .. import noise as noise_
 from . import shelf
-from .base import check, number, numbers, take, whole
+from .base import Prior, check, number, numbers, take, whole
 from .constants import constant
 from .demand import poisson_inverse
 from .priors import GaussianPrior, LogUniformPrior, MarketPrior
@@ -54,7 +52,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LogitPricing:
+class LogitPricing(Prior):
     """A shopper who sees markup m buys with probability sigmoid(u - a m); shoppers a day are Poisson(lambda w_weekday).
 
     The merchant posts one markup a day, sees the units sold and earns (price - cost) for each. Equations (eq-purchase),
@@ -94,6 +92,7 @@ class LogitPricing:
     # -------------------------------------------------------------------------------------------- the protocol
     noise_size = 1
     observation_size = len(Seen._fields)
+    prior_size, hidden_size = 4, 3
 
     @property
     def horizon(self) -> int:
@@ -105,19 +104,8 @@ class LogitPricing:
         """Number of prices; 0 if continuous."""
         return 0 if self.continuous else len(self.markups)
 
-    def tasks(self, task_id: Tensor) -> Market:
-        """The products named by ``task_id`` (M,): a function of the id alone."""
-        replica = torch.zeros(1, dtype=torch.int64, device=task_id.device)
-        return self._market(task_id, noise_.uniform(0, task_id, replica, 0, 0, noise_.PRIOR, 4)[:, 0])
-
-    def prior_sample(self, size: int, device: torch.device | str = "cpu") -> Market:
-        """A fixed quasi-random (Sobol) sample of the prior: the particles of the Bayesian baselines, the blind
-        search."""
-        points = SobolEngine(4, scramble=True, seed=0).draw(size, dtype=torch.float64)
-        points = points.clamp(1e-9, 1 - 1e-9).to(device=device, dtype=torch.get_default_dtype())
-        return self._market(torch.arange(size, device=device), points)
-
-    def _market(self, task_id: Tensor, uniforms: Tensor) -> Market:
+    def from_uniforms(self, task_id: Tensor, uniforms: Tensor) -> Market:
+        """Products of ``uniforms`` (M, 4): three for the prior's hidden parameters, one for the unit cost."""
         return Market(task_id, *self.prior.hidden(uniforms[:, :3]), self.prior.cost(uniforms[:, 3]))
 
     def shifted(self) -> LogitPricing:
