@@ -8,7 +8,7 @@ All stores of a chain sell the same product, so their episodes are the N episode
 trained for the second episode (``maml``), and for both (``lifetime``); the same adaptation from random initial
 parameters (``scratch``) and from the best policy for the average product (``pretrain``), each with the inner step size
 that suits it best on training products; greedy Bayes and Thompson, with the true prior, on the pooled days of all
-stores (``ParticlePosterior``, stores); and the greedy Bayesian who is handed the very support episodes of PPO-MAML and
+stores (``PricingBelief``, stores); and the greedy Bayesian who is handed the very support episodes of PPO-MAML and
 learns nothing afterwards (``same data``): nobody who must post one price on those data can expect more.
 
 A seed is a training seed, 1,000 test products of its own and the shoppers of their stores; within a seed all methods
@@ -165,9 +165,10 @@ class SameData(GreedyBayes):
         super().begin(context, tasks, episodes)
         self.learning = True
 
-    def choose(self, day: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    def choose(self, observation: Tensor, noise: Tensor) -> Tensor:
         """The given price, then the best one."""
-        return self.actions[day[0, 0]] if self.learning else super().choose(day, level, noise)
+        day = self.family.seen(observation).day.long()[0, 0]
+        return self.actions[day] if self.learning else super().choose(observation, noise)
 
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
         """Learn from the first episode only."""

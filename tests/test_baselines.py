@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import poisson
 
-from ecomlib.baselines import EpsilonGreedy, FixedMarkup, GreedyBayes, ParticlePosterior, Thompson
+from ecomlib.baselines import EpsilonGreedy, FixedMarkup, GreedyBayes, PricingBelief, Thompson
 from ecomlib.evaluation import adaptation_curves
 from ecomlib.families import LogitPricing, split, take
 from ecomlib.families.pricing import ShelfState, purchase_probability
@@ -25,14 +25,14 @@ def test_posterior_weights_are_bayes_rule_on_the_particles(stock):
     """Against scipy's Poisson pmf and tail, day by day; the last day sells out when stock is finite."""
     shelf = LogitPricing(stock=stock)
     tasks = take(split(shelf, "test", 1)[1], slice(0, 1))
-    posterior = ParticlePosterior(shelf, 64)
-    posterior.begin(1, 1, torch.device("cpu"))
+    posterior = PricingBelief(shelf, 64)
+    posterior.begin(shelf.context(tasks), 1, 1)
     actions, sold = [2, 5, 3], [6, 4, 10]
     left = [np.inf] * 4 if stock is None else [20, 14, 10, 0]
     seen = history(shelf, tasks, [shelf.markups[a] for a in actions], sold, left)
     likelihood = np.ones(64)
     for day, (action, units) in enumerate(zip(actions, sold)):
-        posterior.update(torch.tensor([[action]]), seen[day], seen[day + 1])
+        posterior.update(seen[day], torch.tensor([[action]]), torch.zeros(1, 1), seen[day + 1])
         share = purchase_probability(posterior.particles, torch.full((64, 1), shelf.markups[action]))[:, 0]
         rate = (posterior.particles.traffic * share).numpy() * shelf.weekday[day]
         sold_out = stock is not None and left[day + 1] == 0
@@ -49,12 +49,14 @@ def test_stores_of_a_chain_share_one_posterior(stock):
     for stores in (1, 4):
         alone, pooled = Thompson(shelf, 64), Thompson(shelf, 64, stores=True)
         for agent in (alone, pooled):
-            agent.choose = lambda day, level, noise: (5 * noise[..., 0]).long() * 2 + day % 2  # the same for both
+            agent.choose = lambda x, noise: (5 * noise[..., 0]).long() * 2 + (14 * x[..., 0]).long() % 2  # for both
+                (5 * noise[..., 0]).long() * 2 + (14 * seen[..., 0]).long() % 2
+            )  # for both
             trial(shelf, tasks, agent, 1, stores, seed=3, progress=False)
-        product = alone.posterior.weight.log().sum(1, keepdim=True).softmax(-1)
-        assert pooled.posterior.weight.shape == product.shape
-        assert torch.allclose(pooled.posterior.weight, product, rtol=1e-6, atol=1e-12)
-    assert (product.amax(-1) > 0.9).any() and not torch.allclose(product[:, 0], alone.posterior.weight[:, 0], atol=0.1)
+        product = alone.belief.weight.log().sum(1, keepdim=True).softmax(-1)
+        assert pooled.belief.weight.shape == product.shape
+        assert torch.allclose(pooled.belief.weight, product, rtol=1e-6, atol=1e-12)
+    assert (product.amax(-1) > 0.9).any() and not torch.allclose(product[:, 0], alone.belief.weight[:, 0], atol=0.1)
 
 
 @pytest.mark.parametrize("stock", [None, 60])
@@ -79,14 +81,14 @@ def test_posterior_concentrates_as_fast_as_the_data_allow():
     tasks = split(shelf, "test", 200)[1]
 
     class Rotating(GreedyBayes):
-        def choose(self, day, level, noise):
-            return (day % 3) * 4 + 1
+        def choose(self, observation, noise):
+            return (shelf.seen(observation).day.long() % 3) * 4 + 1
 
     agent = Rotating(shelf, 8192)
     trial(shelf, tasks, agent, 1, 1, seed=0, progress=False)
     grid = torch.tensor(shelf.markups).expand(len(tasks.id), -1)
     truth = (tasks.traffic[:, None] * purchase_probability(tasks, grid))[:, [1, 5, 9]]
-    predicted = (agent.posterior.weight @ agent.posterior.rate.T)[:, 0, [1, 5, 9]]
+    predicted = (agent.belief.weight @ agent.belief.rate.T)[:, 0, [1, 5, 9]]
     days = 280 / 3
     in_standard_errors = (predicted - truth) * days / (truth * days).sqrt()
     assert (in_standard_errors.square().mean(0).sqrt() < 1.25).all()
@@ -146,7 +148,7 @@ def test_agents_in_single_precision(stock):
         _, tasks = split(shelf, "test", 100)
         for agent in (GreedyBayes(shelf, 256), Thompson(shelf, 256)):
             value = trial(shelf, tasks, agent, 2, 1, seed=0, progress=False).returns
-            assert agent.posterior.weight.isfinite().all() and value.dtype == dtype
+            assert agent.belief.weight.isfinite().all() and value.dtype == dtype
             returns[dtype, type(agent)] = value.mean().item()
     for kind in (GreedyBayes, Thompson):
         assert returns[torch.float32, kind] == pytest.approx(returns[torch.float64, kind], rel=0.02)
@@ -185,7 +187,7 @@ def test_trial_and_agents_refuse_bad_input():
     with pytest.raises(ValueError, match=r"markup = 9: must lie in \[1.05, 2.5\]"):
         FixedMarkup(shelf, 9)
     with pytest.raises(ValueError, match="particles = 1"):
-        ParticlePosterior(shelf, 1)
+        PricingBelief(shelf, 1)
     with pytest.raises(ValueError, match="particles = 0"):
         Thompson(shelf, 0)
     with pytest.raises(ValueError, match="stores = 5; allowed: True or False"):

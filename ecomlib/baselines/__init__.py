@@ -1,5 +1,18 @@
 """Classical adaptive policies under the same trial protocol as the learners."""
 
-from .pricing import EpsilonGreedy, FixedMarkup, GreedyBayes, ParticlePosterior, Thompson
+from .bayes import BayesUCB, Belief, GreedyBayes, ParticlePrior, Random, Thompson, belief, empirical_prior
+from .pricing import EpsilonGreedy, FixedMarkup, PricingBelief
 
-__all__ = ["EpsilonGreedy", "FixedMarkup", "GreedyBayes", "ParticlePosterior", "Thompson"]
+__all__ = [
+    "BayesUCB",
+    "Belief",
+    "EpsilonGreedy",
+    "FixedMarkup",
+    "GreedyBayes",
+    "ParticlePrior",
+    "PricingBelief",
+    "Random",
+    "Thompson",
+    "belief",
+    "empirical_prior",
+]

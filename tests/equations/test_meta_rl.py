@@ -649,7 +649,7 @@ def test_stores_posterior():
     _, tasks = split(shelf, "test", 2)
     agent = Thompson(shelf, 32, stores=True)
     sold = trial(shelf, tasks, agent, 1, 4, seed=0, progress=False)
-    particles = agent.posterior.particles
+    particles = agent.belief.particles
     markup = torch.tensor(shelf.markups)
     likelihood = np.ones((2, 32))
     for day, (action, reward) in enumerate(zip(sold.action[0], sold.reward[0])):
@@ -658,4 +658,4 @@ def test_stores_posterior():
             share = purchase_probability(particles, markup[action[:, store]].expand(32, -1)).T  # (M, P)
             likelihood *= poisson.pmf(units[:, store, None], (particles.traffic * share * shelf.weekday[day]))
     posterior = likelihood / likelihood.sum(-1, keepdims=True)
-    assert np.allclose(agent.posterior.weight[:, 0].numpy(), posterior, rtol=1e-7, atol=1e-12)
+    assert np.allclose(agent.belief.weight[:, 0].numpy(), posterior, rtol=1e-7, atol=1e-12)

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import poisson
 
 from ecomlib import noise
-from ecomlib.baselines import GreedyBayes, ParticlePosterior, Thompson
+from ecomlib.baselines import GreedyBayes, PricingBelief, Thompson
 from ecomlib.families import LogitPricing, LogUniformPrior, sample_tasks, take
 from ecomlib.families.pricing import Market, ShelfState, elasticity, purchase_probability
 
@@ -97,9 +97,9 @@ def test_particle_posterior_equals_numerical_integration():
     weight = np.exp(log_likelihood - log_likelihood.max())
     exact = [np.average(x, weights=weight) for x in (np.log(a), u, np.log(traffic))]
 
-    posterior = ParticlePosterior(family, 1 << 15)
-    posterior.begin(1, 1, torch.device("cpu"))
+    posterior = PricingBelief(family, 1 << 15)
     market = one_market()
+    posterior.begin(family.context(market), 1, 1)
 
     def seen(day, markup, units):
         state = ShelfState(*(torch.full((1, 1), float(x)) for x in (day, markup, units, np.inf)))
@@ -108,7 +108,7 @@ def test_particle_posterior_equals_numerical_integration():
     before = seen(0, 0.0, 0)
     for day in range(days):
         after = seen(day + 1, family.markups[actions[day]], sold[day])
-        posterior.update(torch.tensor([[actions[day]]]), before, after)
+        posterior.update(before, torch.tensor([[actions[day]]]), torch.zeros(1, 1), after)
         before = after
     w, p = posterior.weight[0, 0], posterior.particles
     found = [(w * x).sum().item() for x in (p.sensitivity.log(), p.utility, p.traffic.log())]
@@ -134,7 +134,7 @@ def test_greedy_posts_the_price_of_highest_posterior_mean_profit(family, tasks):
     agent = GreedyBayes(family, 512)
     observation = believing(agent, family, take(tasks, slice(0, 20)))
     action = agent.act(observation, torch.full((20, 1, 1), 0.5))[:, 0]
-    p, w = agent.posterior.particles, agent.posterior.weight[:, 0]
+    p, w = agent.belief.particles, agent.belief.weight[:, 0]
     profit = torch.stack(
         [(w * p.traffic * (m - 1) * torch.sigmoid(p.utility - p.sensitivity * m)).sum(1) for m in family.markups]
     )
@@ -145,14 +145,13 @@ def test_thompson_posts_a_price_as_often_as_it_is_believed_best(family, tasks):
     """(eq-thompson): frequencies over 4,000 uniforms against the posterior mass of the particles each price is best
     for."""
     agent = Thompson(family, 512)
-    believing(agent, family, take(tasks, slice(0, 1)))
-    p, w = agent.posterior.particles, agent.posterior.weight[0, 0]
+    observation = believing(agent, family, take(tasks, slice(0, 1)))
+    p, w = agent.belief.particles, agent.belief.weight[0, 0]
     m = torch.tensor(family.markups)
     best = ((m - 1) * torch.sigmoid(p.utility[:, None] - p.sensitivity[:, None] * m)).argmax(1)
     believed = torch.zeros(family.actions).index_add_(0, best, w)
     uniforms = (torch.arange(4000) + 0.5) / 4000
-    day = torch.full((1, 1), 5)
-    posted = torch.cat([agent.choose(day, torch.zeros_like(day), x.view(1, 1, 1)).flatten() for x in uniforms])
+    posted = torch.cat([agent.choose(observation, x.view(1, 1, 1)).flatten() for x in uniforms])
     frequency = torch.bincount(posted, minlength=family.actions) / 4000
     assert (believed > 0.05).sum() >= 2  # the belief is not settled, so the test can fail
     assert (frequency - believed).abs().sum() < 0.05
