@@ -50,8 +50,6 @@ def test_stores_of_a_chain_share_one_posterior(stock):
         alone, pooled = Thompson(shelf, 64), Thompson(shelf, 64, stores=True)
         for agent in (alone, pooled):
             agent.choose = lambda x, noise: (5 * noise[..., 0]).long() * 2 + (14 * x[..., 0]).long() % 2  # for both
-                (5 * noise[..., 0]).long() * 2 + (14 * seen[..., 0]).long() % 2
-            )  # for both
             trial(shelf, tasks, agent, 1, stores, seed=3, progress=False)
         product = alone.belief.weight.log().sum(1, keepdim=True).softmax(-1)
         assert pooled.belief.weight.shape == product.shape
