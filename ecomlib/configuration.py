@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Generic, Literal, TypeVar
 
-import torch
 import tyro
 from torch import Tensor
 
 from .families import LogitPricing, PointNavigation, ShopMDP
-from .families.base import TaskFamily, check, number, whole
+from .families.base import check, number, whole
 from .learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, ReptileStep, TRPOStep
-from .networks import GRU, MLP, Network
-from .policies import Categorical, Gaussian, Policy
+from .policies import Policy
+from .policy_settings import PolicySettings, check_name
 from .returns import (
     Advantage,
     leave_one_out_advantage,
@@ -49,66 +48,6 @@ SURROGATES = {
 }
 
 
-def _check_name(config: object, field: str, names: tuple[str, ...]) -> None:
-    check(config, field, lambda x: isinstance(x, str) and x in names, f"one of {', '.join(names)}")
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """The policy: what it sees, its network, its distribution (softmax where actions are numbered, else Gaussian)."""
-
-    network: Literal["mlp", "gru"] = "mlp"
-    """mlp, or gru: a recurrent network that remembers the episode so far."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer; a gru has one."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Between the layers of an mlp."""
-    inputs: tuple[int, ...] | None = None
-    """Numbers of the observation's entries that an mlp sees; None is all."""
-    minimum_std: float = 0.0
-    """Lower bound of a Gaussian policy's standard deviation."""
-
-    def __post_init__(self):
-        _check_name(self, "network", ("mlp", "gru"))
-        _check_name(self, "activation", ("tanh", "relu"))
-        sizes = lambda x: isinstance(x, tuple) and all(whole(size, 1) for size in x)
-        check(self, "hidden", sizes, "whole numbers >= 1, one for each hidden layer")
-        check(self, "hidden", lambda x: self.network == "mlp" or len(x) == 1, "one whole number >= 1 for a gru")
-        chosen = lambda x: isinstance(x, tuple) and len(x) > 0 and all(whole(i, 0) for i in x)
-        check(self, "inputs", lambda x: x is None or chosen(x), "None or whole numbers >= 0")
-        check(self, "inputs", lambda x: x is None or self.network == "mlp", "None with a gru")
-        check(self, "minimum_std", lambda x: number(x) and x >= 0, "a finite number >= 0")
-
-    def build(self, family: TaskFamily) -> Policy:
-        """A policy for ``family``."""
-        seen = family.observation_size
-        if self.inputs is not None:
-            check(self, "inputs", lambda x: max(x) < seen, f"numbers of the {seen} entries of an observation, from 0")
-        outputs = family.actions or getattr(family, "action_size", 1)
-        if self.network == "gru":
-            network: Network = GRU(seen, self.hidden[0], outputs)
-        elif self.inputs is None:
-            network = MLP((seen, *self.hidden, outputs), getattr(torch, self.activation))
-        else:
-            network = Inputs(
-                MLP((len(self.inputs), *self.hidden, outputs), getattr(torch, self.activation)), self.inputs
-            )
-        return Categorical(network) if family.actions else Gaussian(network, minimum_std=self.minimum_std)
-
-
-class Inputs:
-    """A network that sees only some entries of an observation: what it does not see reaches it by adaptation alone."""
-
-    def __init__(self, network: MLP, inputs: tuple[int, ...]):
-        self.network, self.inputs = network, list(inputs)
-        self.output_size, self.tensors, self.head = network.output_size, network.tensors, network.head
-        self.initial = network.initial
-
-    def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
-        """(..., task, episode, observation) -> (..., task, episode, output)."""
-        return self.network.outputs(parameters, observation[..., self.inputs])
-
-
 @dataclass(frozen=True)
 class InnerSettings:
     """How a task is adapted to: ``learners.Inner`` by names."""
@@ -129,8 +68,8 @@ class InnerSettings:
     """Meta-SGD: a step size for every parameter, learned."""
 
     def __post_init__(self):
-        _check_name(self, "surrogate", tuple(SURROGATES))
-        _check_name(self, "adapts", ("all", "head"))
+        check_name(self, "surrogate", tuple(SURROGATES))
+        check_name(self, "adapts", ("all", "head"))
         check(self, "own_unit", lambda x: isinstance(x, bool), "True or False")
         checked = self.build(None)
         for name in ("steps", "lr", "first_order", "learn_lr"):  # a tuple where a list came in
@@ -184,7 +123,7 @@ class DataSettings:
     """Tasks differentiated at a time: bounds memory; None is all."""
 
     def __post_init__(self):
-        _check_name(self, "advantage", ("leave_one_out", "linear_feature", "same_step"))
+        check_name(self, "advantage", ("leave_one_out", "linear_feature", "same_step"))
         check(self, "tasks", lambda x: whole(x, 1), "a whole number >= 1")
         check(self, "episodes", lambda x: whole(x, 1), "a whole number >= 1")
         check(self, "transitions", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
@@ -262,9 +201,9 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """Precision of everything."""
 
     def __post_init__(self):
-        _check_name(self, "family_name", tuple(FAMILIES))
-        _check_name(self, "algorithm", tuple(OUTER))
-        _check_name(self, "dtype", ("float32", "float64"))
+        check_name(self, "family_name", tuple(FAMILIES))
+        check_name(self, "algorithm", tuple(OUTER))
+        check_name(self, "dtype", ("float32", "float64"))
         parts = {"family": FAMILIES[self.family_name], "outer": OUTER[self.algorithm], "policy": PolicySettings,
                  "inner": InnerSettings, "data": DataSettings}  # fmt: skip
         for name, kind in parts.items():

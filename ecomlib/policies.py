@@ -206,8 +206,9 @@ class SquashedGaussian(Gaussian):
 class PlackettLuce(Policy):
     """Slates: ``slate`` of ``items`` items in order, without replacement (Plackett 1975; Luce 1959).
 
-    An observation holds ``items`` rows of features, (..., task, episode, items * features); the network scores each
-    row, and each position of the slate is a softmax over the items not yet shown. Actions: (task, episode, slate).
+    Each position of the slate is a softmax over the items not yet shown. Actions: (task, episode, slate). A network of
+    one output scores items one by one: an observation then holds ``items`` rows of features, (..., task, episode,
+    items * features). A network of ``items`` outputs scores all at once, from any observation.
     """
 
     def __init__(self, network: Network, items: int, slate: int):
@@ -215,11 +216,13 @@ class PlackettLuce(Policy):
         self.items, self.slate = items, slate
         check(self, "items", lambda x: whole(x, 1), "a whole number >= 1")
         check(self, "slate", lambda x: whole(x, 1, items), f"a whole number in 1..items = {items}")
-        require(network.output_size == 1, "output_size", network.output_size, "1, a score per item")
+        require(network.output_size in (1, items), "output_size", network.output_size, f"1 or items = {items}")
         self.noise_size = items
 
     def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
-        """(..., task, episode, items * features) -> (..., task, episode, items), scores."""
+        """(..., task, episode, observation) -> (..., task, episode, items), scores."""
+        if self.network.output_size > 1:
+            return self.network.outputs(parameters, observation)
         *lead, episodes, width = observation.shape
         rows = observation.reshape(*lead, episodes * self.items, width // self.items)
         return self.network.outputs(parameters, rows).reshape(*lead, episodes, self.items)

@@ -197,8 +197,9 @@ def all_slates(policy, parameters, observation):
     return slates, policy.log_prob(parameters, observation.expand(1, len(slates), -1), slates[None])[0]
 
 
-def test_slates_are_plackett_luce(generator):
-    policy = PlackettLuce(MLP((2, 8, 1)), items=4, slate=2)
+@pytest.mark.parametrize("network", [MLP((2, 8, 1)), MLP((8, 8, 4))], ids=["item by item", "all items at once"])
+def test_slates_are_plackett_luce(generator, network):
+    policy = PlackettLuce(network, items=4, slate=2)
     parameters = [torch.randn(p.shape, generator=generator) for p in policy.initial(generator)]
     observation = torch.randn(1, 1, 8, generator=generator)
     slates, log_prob = all_slates(policy, parameters, observation)
