@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -194,10 +195,13 @@ def trial(
     replicas: int,
     seed: int,
     progress: bool = True,
+    drift: Callable[[int], Any] | None = None,
 ) -> Trial:
     """E consecutive episodes of every task, in N independent replicas, under an agent that learns as it goes.
 
     Two agents with the same seed meet the same luck: on the same day of the same replica, the same uniform decides.
+    ``drift``: episode -> what the tasks are in it, where hidden parameters move between episodes (the same ids and
+    contexts as ``tasks``).
     """
     for name, value in (("episodes_per_trial", episodes_per_trial), ("replicas", replicas)):
         require(whole(value, 1), name, value, "a whole number >= 1")
@@ -210,12 +214,13 @@ def trial(
             def draw(time: int, stream: int, size: int, episode: int = episode) -> Tensor:
                 return noise_.uniform(seed, tasks.id, replica, episode, time, stream, size)
 
-            state = family.reset(tasks, replicas, draw(family.horizon, noise_.FAMILY, family.noise_size))
-            observation, alive = family.observe(tasks, state), True
+            now = tasks if drift is None else drift(episode)
+            state = family.reset(now, replicas, draw(family.horizon, noise_.FAMILY, family.noise_size))
+            observation, alive = family.observe(now, state), True
             for time in range(family.horizon):
                 action = agent.act(observation, draw(time, noise_.AGENT, agent.noise_size))
-                state, reward, done = family.step(tasks, state, action, draw(time, noise_.FAMILY, family.noise_size))
-                observation, reward = family.observe(tasks, state), reward * alive
+                state, reward, done = family.step(now, state, action, draw(time, noise_.FAMILY, family.noise_size))
+                observation, reward = family.observe(now, state), reward * alive
                 agent.observe(action, reward, observation, done)
                 rewards.append(reward)
                 actions.append(action)

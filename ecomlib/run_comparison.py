@@ -103,7 +103,8 @@ def difference(a: Evaluation, b: Evaluation) -> Difference:
     if min(len(one), len(two)) > 1 and finite:
         over_seeds = paired_difference(two, one) if paired else welch_interval(two, one)
     kept = ~(a.diverged[:, -1].any(0) | b.diverged[:, -1].any(0))
-    gap = a.oracle - a.blind
+    blind, oracle = (x[-1] for x in a.ends)
+    gap = oracle - blind
     gain = b.returns[:, -1].mean(0) - a.returns[:, -1].mean(0)
     over_tasks = ratio_interval(gain[kept], gap[kept]) if kept.sum() > 1 else None
     return Difference(over_seeds, paired, over_tasks)

@@ -17,13 +17,16 @@ from tqdm import tqdm
 from .baselines import GreedyBayes, Thompson
 from .configuration import TrainConfig
 from .evaluation.adaptation import AdaptationReturns, adaptation_returns
-from .families.base import TaskFamily, split, take
-from .learners import MAML
+from .families.base import TaskFamily, require, split, take
+from .learners import MAML, MAMLConfig
 from .machine import precision
-from .rollout import Agent, trial
+from .policies import Policy
+from .rollout import Agent, Trajectories, rollout, trial
 from .run_results import Evaluation, EvaluationConfig
 from .runs import LoadedRun, Run, RunError, load_run
 
+Drift = Callable[[Tensor, int], Any]
+"""(task ids, episode of the trial) -> what the tasks are in it."""
 STEPS_AT_ONCE = 200_000
 """Environment steps of a round that are in memory at a time; a result does not depend on it beyond rounding."""
 
@@ -33,6 +36,7 @@ def evaluate_run(path: str | Path, name: str, settings: EvaluationConfig, progre
     """Adapt every seed's policy to the tasks of the split ``name``.
 
     All seeds and all baselines meet the same tasks, and on the same day of the same episode the same uniform decides.
+    The split "drifting" is that of ``test`` with hidden parameters that walk between rounds (``Prior.drifted``).
     Raises ``RunError`` for a folder without a run or without any checkpoint, ``CheckpointError`` for a damaged file,
     ``ValueError`` for an unknown split.
     """
@@ -46,7 +50,13 @@ def evaluate_run(path: str | Path, name: str, settings: EvaluationConfig, progre
     steps = config.inner.steps if settings.steps is None else settings.steps
     episodes = data.episodes if data.transitions is None else math.ceil(data.transitions / config.family.horizon)
     with precision(config.dtype):
-        family, tasks = split(config.family, name, settings.tasks, settings.on)
+        drifting = name == "drifting"
+        family, tasks = split(config.family, "test" if drifting else name, settings.tasks, settings.on)
+        drift = None
+        if drifting:
+            require(hasattr(family, "drifted"), "split", name, f"another one: {config.family_name} does not drift")
+            drift = lambda ids, episode: family.drifted(ids, episode, settings.pace)
+            learner = MAML(learner.policy, learner.inner, learner.outer, drifting_collection(learner.config, drift))
         found = []
         for one in loaded:
             meta = [p.to(settings.on) for p in one.meta]
@@ -60,8 +70,13 @@ def evaluate_run(path: str | Path, name: str, settings: EvaluationConfig, progre
         for title, agent in classical.items():
             bar = tqdm(total=settings.tasks, desc=f"{name}, {title}", unit="task", disable=not progress)
             with bar:
-                by_name[title] = array(_agent_returns(agent, family, tasks, steps, episodes, settings.luck, bar.update))
-        blind, oracle = array(family.blind_return(tasks)), array(family.oracle_return(tasks))
+                returns = agent_returns(agent, family, tasks, steps, episodes, settings.luck, bar.update, drift)
+                by_name[title] = array(returns)
+        rounds = [drift(tasks.id, k) for k in range(steps + 1)] if drift else [tasks]
+        blind, oracle = (
+            torch.stack([value(now) for now in rounds]) for value in (family.blind_return, family.oracle_return)
+        )
+        blind, oracle = (array(x if drift else x[0]) for x in (blind, oracle))
     return Evaluation(
         Path(path),
         config,
@@ -110,15 +125,38 @@ def returns_by_step(
     return AdaptationReturns(*(torch.cat(x, -1) for x in zip(*parts)))
 
 
-def _agent_returns(
-    agent: Agent, family: TaskFamily, tasks: Any, steps: int, episodes: int, luck: int, done: Callable[[int], Any]
+def agent_returns(
+    agent: Agent,
+    family: TaskFamily,
+    tasks: Any,
+    steps: int,
+    episodes: int,
+    luck: int,
+    done: Callable[[int], Any] = lambda tasks: None,
+    drift: Drift | None = None,
 ) -> Tensor:
-    """(K + 1, M) mean returns of the rounds of a trial."""
+    """(K + 1, M) mean returns of the rounds of a trial, of a few tasks at a time."""
     parts = []
     for part in _parts(tasks, family.horizon * episodes):
-        parts.append(trial(family, part, agent, steps + 1, episodes, luck, progress=False).returns.mean(-1))
+        walk = None if drift is None else lambda episode, ids=part.id: drift(ids, episode)
+        played = trial(family, part, agent, steps + 1, episodes, luck, progress=False, drift=walk)
+        parts.append(played.returns.mean(-1))
         done(len(part.id))
     return torch.cat(parts, -1)
+
+
+def drifting_collection(config: MAMLConfig, drift: Drift) -> MAMLConfig:
+    """The same collection of episodes from tasks as they are in each round."""
+
+    def collect(
+        family: TaskFamily, tasks: Any, policy: Policy, parameters: list[Tensor], seed: int | Tensor, episode: int
+    ) -> Trajectories:
+        now = drift(tasks.id, episode)
+        if config.collect is not None:
+            return config.collect(family, now, policy, parameters, seed, episode)
+        return rollout(family, now, policy, parameters, config.episodes, seed, episode)
+
+    return replace(config, collect=collect)
 
 
 def _parts(tasks: Any, steps: int) -> list[Any]:
@@ -131,10 +169,11 @@ def baselines(config: TrainConfig, stores: bool) -> dict[str, Agent]:
 
     ``stores``: the episodes of a round are pooled, as for a learner that takes its inner step on all of them.
     """
-    if config.family_name == "pricing" and not config.family.continuous:
-        agents = {"greedy Bayes": GreedyBayes, "Thompson": Thompson}
+    agents = {"greedy Bayes": GreedyBayes, "Thompson": Thompson}
+    try:
         return {name: agent(config.family, stores=stores) for name, agent in agents.items()}
-    return {}
+    except (TypeError, ValueError):  # a family without a belief, or with settings that its belief does not cover
+        return {}
 
 
 def _provenance(run: Run, one: LoadedRun) -> dict[str, Any]:

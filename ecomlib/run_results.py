@@ -17,8 +17,9 @@ from .configuration import TrainConfig
 from .environment import environment
 from .evaluation.jackknife import ratio_interval
 from .evaluation.statistics import Interval, normalised_score, t_interval
-from .families.base import check, whole
+from .families.base import check, number, whole
 from .files import write_atomically, write_json
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class EvaluationConfig:
     """Which checkpoint. The best is that of the best training score: where seeds are few, a lucky peak."""
     luck: int = 0
     """Seed of all chance in the evaluation: the same for all policies."""
+    pace: float = 0.1
+    """Of the split drifting: how far a hidden parameter walks from one round to the next, as a standard deviation in
+    quantiles of the prior."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU if there is one."""
 
@@ -43,6 +47,7 @@ class EvaluationConfig:
         check(self, "steps", lambda x: x is None or whole(x, 0), "None or a whole number >= 0")
         check(self, "episodes", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
         check(self, "luck", lambda x: whole(x, 0, 2**31), "a whole number from 0 to 2147483648")
+        check(self, "pace", lambda x: number(x) and x >= 0, "a finite number >= 0")
         missing = self.device == "cuda" and not torch.cuda.is_available()
         check(self, "device", lambda x: not missing, "auto or cpu: this machine has no GPU that torch can use")
 
@@ -71,6 +76,28 @@ class Row(NamedTuple):
     """Share of tasks whose adapted parameters are not finite. They are left out of this row."""
 
 
+class Lifetime(NamedTuple):
+    """A policy over all rounds of the trial together: what was earned while learning."""
+
+    policy: str
+    score: float
+    """Ratio of means over tasks of the sums over rounds, mean over seeds."""
+    over_seeds: Interval | None
+    """As in ``Row``."""
+    over_tasks: Interval | None
+    """As in ``Row``."""
+
+
+class LeadOverBaseline(NamedTuple):
+    """Lifetime score of the run less that of a baseline on the same tasks with the same luck."""
+
+    baseline: str
+    over_seeds: Interval | None
+    """Had the run been trained with other seeds; None with fewer than 2."""
+    over_tasks: Interval | None
+    """On other tasks of the distribution; None where fewer than two tasks did not diverge."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A run's returns on a split. Everything is float64; S seeds, K inner steps, M tasks."""
@@ -90,9 +117,9 @@ class Evaluation:
     """Seeds of the run that have no checkpoint yet."""
     ids: NDArray[np.int64]
     blind: NDArray[np.float64]
-    """(M,) expected return of the best policy that never adapts."""
+    """(M,) expected return of the best policy that never adapts; (K + 1, M) where tasks drift."""
     oracle: NDArray[np.float64]
-    """(M,) expected return of the policy that knows the task."""
+    """(M,) expected return of the policy that knows the task; (K + 1, M) where tasks drift."""
     returns: NDArray[np.float64]
     """(S, K + 1, M) mean return of the round after k inner steps."""
     diverged: NDArray[np.bool_]
@@ -119,11 +146,69 @@ class Evaluation:
         kept = ~self.diverged[seed, step]
         if not kept.any():
             return math.nan
-        return normalised_score(self.returns[seed, step, kept], self.blind[kept], self.oracle[kept])
+        blind, oracle = self.ends
+        return normalised_score(self.returns[seed, step, kept], blind[step, kept], oracle[step, kept])
+
+    @property
+    def ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Blind and oracle returns in every round, each (K + 1, M)."""
+        shape = self.returns.shape[1:]
+        return np.broadcast_to(self.blind, shape), np.broadcast_to(self.oracle, shape)
+
+    def _whole_trial(self) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+        """(M,) tasks that never diverged with any seed; of those, sums over rounds of (S, M) gain and (M,) gap."""
+        kept = ~self.diverged.any((0, 1))
+        blind, oracle = self.ends
+        return kept, (self.returns - blind)[..., kept].sum(1), (oracle - blind)[:, kept].sum(0)
+
+    def lifetimes(self) -> list[Lifetime]:
+        """The run's score over all rounds, then the baselines'. Of the run, tasks that diverged in any round are left
+        out of it."""
+        kept, gain, gap = self._whole_trial()
+        found = [Lifetime(self.name, math.nan, None, None)]
+        if kept.sum() > 1:
+            by_seed = gain.sum(-1) / gap.sum()
+            over_seeds = t_interval(by_seed) if len(by_seed) > 1 else None
+            over_tasks = ratio_interval(gain.mean(0), gap)
+            found = [Lifetime(self.name, float(by_seed.mean()), over_seeds, over_tasks)]
+        blind, oracle = self.ends
+        for name, values in self.baselines.items():
+            over_tasks = ratio_interval((values - blind).sum(0), (oracle - blind).sum(0))
+            found.append(Lifetime(name, over_tasks.estimate, None, over_tasks))
+        return found
+
+    def leads(self) -> list[LeadOverBaseline]:
+        """The run's lifetime score less each baseline's, paired by task and luck."""
+        kept, gain, gap = self._whole_trial()
+        found = []
+        for name, values in self.baselines.items():
+            over_seeds = over_tasks = None
+            if kept.sum() > 1:
+                lead = gain - (values - self.ends[0])[:, kept].sum(0)
+                by_seed = lead.sum(-1) / gap.sum()
+                over_seeds = t_interval(by_seed) if len(by_seed) > 1 else None
+                over_tasks = ratio_interval(lead.mean(0), gap)
+            found.append(LeadOverBaseline(name, over_seeds, over_tasks))
+        return found
+
+    def cost(self) -> dict[str, float]:
+        """What training took, up to the checkpoint's iteration: wall seconds of all seeds together, and the steps and
+        episodes that one seed played (episodes are not known where a family counts transitions)."""
+        done = {seed: c["iteration"] for seed, c in zip(self.seeds, self.checkpoints)}
+        rows = [r for r in Run.open(self.run).metrics() if r["iteration"] <= done.get(r["seed"], 0)]
+        batch = {seed: len(group) for group in self.config.groups for seed in group}
+        steps = sum(r["steps"] for r in rows) / len(done)
+        data = self.config.data
+        return {
+            "training seconds": sum(r["seconds"] / batch[r["seed"]] for r in rows),
+            "training steps": steps,
+            "training episodes": None if data.transitions else steps / self.config.family.horizon,
+        }
 
     def rows(self) -> list[Row]:
         """Blind, the run after 0, ..., K steps, the baselines in the same rounds, oracle."""
-        gap, scores = self.oracle - self.blind, self.scores()
+        (blind, oracle), scores = self.ends, self.scores()
+        gap = oracle - blind
         rows = [Row("blind", 0, self.blind.mean(), 0.0, None, None, 0, 0.0)]
         for k in range(self.steps + 1):
             kept = ~self.diverged[:, k].any(0)
@@ -131,7 +216,7 @@ class Evaluation:
             several = len(self.seeds) > 1 and np.isfinite(scores[:, k]).all()
             over_tasks = None
             if kept.sum() > 1:
-                over_tasks = ratio_interval((self.returns[:, k].mean(0) - self.blind)[kept], gap[kept])
+                over_tasks = ratio_interval((self.returns[:, k].mean(0) - blind[k])[kept], gap[k, kept])
             rows.append(
                 Row(
                     self.name,
@@ -146,8 +231,8 @@ class Evaluation:
             )
         for name, values in self.baselines.items():
             for k, value in enumerate(values):
-                score = normalised_score(value, self.blind, self.oracle)
-                rows.append(Row(name, k, value.mean(), score, None, ratio_interval(value - self.blind, gap), 0, 0.0))
+                over_tasks = ratio_interval(value - blind[k], gap[k])
+                rows.append(Row(name, k, value.mean(), over_tasks.estimate, None, over_tasks, 0, 0.0))
         return [*rows, Row("oracle", 0, self.oracle.mean(), 1.0, None, None, 0, 0.0)]
 
     def description(self) -> dict[str, Any]:
@@ -177,6 +262,7 @@ class Evaluation:
             "inner steps": self.steps,
             "episodes of a round": self.episodes,
             "luck": self.settings.luck,
+            **({"pace": self.settings.pace} if self.split == "drifting" else {}),
             "checkpoint": self.settings.checkpoint,
             "finished": self.finished,
             "seeds without a checkpoint": list(self.missing),
@@ -196,6 +282,25 @@ class Evaluation:
                 }
                 for r in self.rows()
             ],
+            "lifetime": [
+                {
+                    "policy": x.policy,
+                    "score": plain(x.score),
+                    "over seeds": ends(x.over_seeds),
+                    "over tasks": ends(x.over_tasks),
+                }
+                for x in self.lifetimes()
+            ],
+            "lifetime less a baseline's": [
+                {
+                    "baseline": x.baseline,
+                    "difference": None if x.over_tasks is None else x.over_tasks.estimate,
+                    "over seeds": ends(x.over_seeds),
+                    "over tasks": ends(x.over_tasks),
+                }
+                for x in self.leads()
+            ],
+            "cost": self.cost(),
             "by seed": by_seed,
             "environment": environment(self.settings.on),
         }

@@ -16,6 +16,7 @@ from ecomlib.evaluation.jackknife import ratio_interval
 from ecomlib.evaluation.statistics import normalised_score, t_interval
 from ecomlib.families import LogitPricing, LogUniformPrior, PointNavigation, split
 from ecomlib.learners import MetaTraining
+from ecomlib.learners.adaptation import adapt
 from ecomlib.rollout import rollout_transitions, trial
 from ecomlib.run_comparison import compare_runs, difference, welch_interval
 from ecomlib.run_evaluation import evaluate_run
@@ -225,11 +226,106 @@ def test_files_describe_themselves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("tasks", 1), ("tasks", 2.0), ("steps", -1), ("episodes", 0), ("luck", -1)]
+    ("field", "value"), [("tasks", 1), ("tasks", 2.0), ("steps", -1), ("episodes", 0), ("luck", -1), ("pace", -0.1)]
 )
 def test_bad_values_are_named(field, value):
     with pytest.raises(ValueError, match=f"EvaluationConfig.{field} = {value}; allowed: "):
         EvaluationConfig(**{field: value})
+
+
+# ------------------------------------------------------------------------------------------ the whole trial, drift
+def test_the_lifetime_is_the_ratio_of_sums_over_rounds_and_its_lead_is_paired(tmp_path):
+    found = evaluate_run(make_run(tmp_path / "run", seeds=3).path, "test", replace(SETTINGS, steps=2), progress=False)
+    gap = 3 * (found.oracle - found.blind)
+    gain = (found.returns - found.blind).sum(1)  # (S, M)
+    run, greedy, _ = found.lifetimes()
+    by_seed = gain.sum(-1) / gap.sum()
+    assert run.over_seeds == pytest.approx(t_interval(by_seed)) and run.score == pytest.approx(found.scores().mean())
+    assert run.over_tasks == pytest.approx(ratio_interval(gain.mean(0), gap))
+    assert greedy.policy == "greedy Bayes" and greedy.over_seeds is None
+    earned = (found.baselines["greedy Bayes"] - found.blind).sum(0)
+    assert greedy.over_tasks == pytest.approx(ratio_interval(earned, gap))
+    lead = found.leads()[0]
+    assert lead.over_seeds == pytest.approx(t_interval(by_seed - greedy.score))
+    assert lead.over_tasks == pytest.approx(ratio_interval((gain - earned).mean(0), gap))
+    assert lead.over_tasks.estimate == pytest.approx(run.score - greedy.score)
+    told = found.description()
+    assert told["lifetime"][0]["score"] == run.score and told["lifetime less a baseline's"][0]["difference"] < 0
+
+
+def test_a_task_that_diverged_in_a_round_is_left_out_of_the_lifetime_and_of_the_lead(tmp_path):
+    found = evaluate_run(make_run(tmp_path / "run").path, "test", SETTINGS, progress=False)
+    diverged = found.diverged.copy()
+    diverged[1, 1, 0] = True
+    other = replace(found, diverged=diverged, returns=np.where(diverged, np.nan, found.returns))
+    gap, gain = 2 * (found.oracle - found.blind)[1:], (found.returns - found.blind)[..., 1:].sum(1)
+    assert other.lifetimes()[0].over_tasks == pytest.approx(ratio_interval(gain.mean(0), gap))
+    earned = (found.baselines["Thompson"] - found.blind).sum(0)
+    assert other.leads()[1].over_tasks == pytest.approx(ratio_interval((gain - earned[1:]).mean(0), gap))
+    nothing = replace(other, diverged=np.ones_like(diverged))
+    assert np.isnan(nothing.lifetimes()[0].score) and nothing.leads()[0].over_tasks is None
+    assert json.loads(json.dumps(nothing.description(), allow_nan=False))["lifetime"][0]["score"] is None
+
+
+def test_drifting_tasks_move_between_rounds_for_everybody(tmp_path):
+    """Round by round what everybody earns on the tasks as they then are."""
+    run = make_run(tmp_path / "run", seeds=1)
+    settings = replace(SETTINGS, steps=2, pace=0.3)
+    found = evaluate_run(run.path, "drifting", settings, progress=False)
+    family, tasks = split(run.config.family, "test", 7)
+    rounds = [family.drifted(tasks.id, k, 0.3) for k in range(3)]
+    assert np.array_equal(found.oracle, np.stack([family.oracle_return(now).numpy() for now in rounds]))
+    assert np.array_equal(found.blind, np.stack([family.blind_return(now).numpy() for now in rounds]))
+    learner = run.config.learner()
+    phi = learner.initial(torch.Generator().manual_seed(0))
+    for k, now in enumerate(rounds):  # one inner step a round, on the episodes of that round
+        steps, support = (
+            learner.train_task(phi, family, now, 3, 1, episode=k) if k == 0 else one_step(learner, phi, family, now, k)
+        )
+        assert np.allclose(found.returns[0, k], support[0].data.returns.mean(-1).numpy(), rtol=1e-12)
+        phi = steps[-1]
+    agent = Thompson(family, stores=True)
+    played = trial(family, tasks, agent, 3, 2, 3, progress=False, drift=lambda k: rounds[k]).returns.mean(-1).numpy()
+    assert np.array_equal(found.baselines["Thompson"], played)
+    still = evaluate_run(run.path, "test", settings, progress=False)
+    assert np.array_equal(still.returns[0, 0], found.returns[0, 0])  # nothing has moved in the first round
+    assert not np.allclose(still.returns[0, 2], found.returns[0, 2])
+    standing = evaluate_run(run.path, "drifting", replace(settings, pace=0.0), progress=False)
+    assert np.allclose(standing.returns, still.returns, rtol=1e-9)
+    assert standing.lifetimes()[0].score == pytest.approx(still.lifetimes()[0].score)
+    description, _ = found.save()
+    assert json.loads(description.read_text())["pace"] == 0.3
+
+
+def one_step(learner, phi, family, tasks, k):
+    """One inner step from parameters of each task's own, by the reference form."""
+    stage = learner.collect(family, tasks, phi, 3, k)
+    alone = replace(learner.inner, steps=1, lr=learner.inner.rate(0))
+    adapted = adapt(learner.loss, alone, phi, [stage], len(tasks.id), shared=False, create_graph=False)
+    return [[p.detach() for p in parameters] for parameters in adapted], [stage]
+
+
+def test_a_family_without_a_drift_says_so(tmp_path):
+    run = make_run(tmp_path / "run", "shop", "rl-maml", 1)
+    with pytest.raises(ValueError, match="split = 'drifting'; allowed: another one: shop does not drift"):
+        evaluate_run(run.path, "drifting", SETTINGS, progress=False)
+
+
+def test_the_cost_of_training_is_that_of_the_metrics(tmp_path):
+    """Seconds of a batch are shared by its seeds; episodes are those that one seed paid for."""
+    run = make_run(tmp_path / "run")
+    rows = [
+        {"seed": s, "iteration": i, "seconds": 0.5, "steps": 3 * 2 * 4 * 2, "score": 0.0}
+        for i in (1, 2, 3, 4)
+        for s in (0, 1)
+    ]
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cost = evaluate_run(run.path, "test", SETTINGS, progress=False).cost()
+    assert cost == {
+        "training seconds": 1.5,
+        "training steps": 3 * 48,
+        "training episodes": 36.0,
+    }  # iteration 4 is later
 
 
 # ------------------------------------------------------------------------------------------------- compare

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,9 +27,9 @@ class EvaluateOptions:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, finished or not."""
-    split: tyro.conf.UseAppendAction[tuple[Literal["train", "test", "shifted"], ...]] = ()
-    """Which fixed list of tasks: train and test are from the prior of training, shifted from another one. May be given
-    several times; test if it is not given."""
+    split: tyro.conf.UseAppendAction[tuple[Literal["train", "test", "shifted", "drifting"], ...]] = ()
+    """Which fixed list of tasks: train and test are from the prior of training, shifted from another one, drifting is
+    test with hidden parameters that walk from round to round. May be given several times; test if it is not given."""
     settings: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
 
 
@@ -57,6 +58,14 @@ def report(found: Evaluation) -> str:
         lines.append(
             (policy, after, f"{r.value:.4g}", f"{r.score:.3f}", ends(r.over_seeds), ends(r.over_tasks), diverged)
         )
+    lives = [("all rounds together", "", "", "score", "over seeds", "over tasks")]
+    for x in found.lifetimes():
+        policy = NAMES.get(x.policy, x.policy)
+        lives.append((policy, "", "", f"{x.score:.3f}", ends(x.over_seeds), ends(x.over_tasks)))
+    for x in found.leads():
+        if x.over_tasks is not None:
+            lead = f"{x.over_tasks.estimate:+.3f}"
+            lives.append((f"less {x.baseline}", "", "", lead, ends(x.over_seeds), ends(x.over_tasks)))
     config, seeds = found.config, ", ".join(map(str, found.seeds))
     several = len(found.seeds) > 1
     title = f"{found.run}: {config.family_name}, {found.split}, {len(found.ids)} tasks, seed{'s'[:several]} {seeds}"
@@ -80,6 +89,8 @@ def report(found: Evaluation) -> str:
         notes.append(
             f"Baselines start from the prior of training, {pooled}, and learn from day to day, also within a round."
         )
+    if found.steps > 0:
+        lines += [(), *lives]
     return "\n".join([title, *unfinished, aligned(lines), *notes])
 
 
@@ -90,7 +101,7 @@ def ends(interval: Interval | None) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of words as columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     place = lambda i, word, width: word.ljust(width) if i == 0 else word.rjust(width)
     return "\n".join(
         "  ".join(place(i, w, width) for i, (w, width) in enumerate(zip(row, widths))).rstrip() for row in rows
