@@ -15,7 +15,8 @@ from torch import Tensor
 from ..families.pricing import LogitPricing, Market, ShelfState
 from ..policies import Policy
 from ..rollout import Trajectories
-from .sales import SalesTableError, _plain, _read_file
+from .sales import SalesTableError
+from .tables import plain, read_file
 
 REQUIRED = ("day", "units", "unit_cost")
 LARGEST = 1e9
@@ -52,7 +53,7 @@ def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.Dat
         SalesTableError: (a ``ValueError``) naming the column, the number of offending rows, the first of them (counted
             from 1, header not counted) and what is allowed.
     """
-    table = (source if isinstance(source, pd.DataFrame) else _read_file(source)).reset_index(drop=True)
+    table = (source if isinstance(source, pd.DataFrame) else read_file(source)).reset_index(drop=True)
     priced = [name for name in ("markup", "price") if name in table.columns]
     missing = [repr(name) for name in REQUIRED if name not in table.columns] + ([] if priced else ["'price'"])
     if missing:
@@ -192,7 +193,7 @@ def _refuse(table: pd.DataFrame, name: str, bad: ArrayLike, allowed: str, proble
     """Raise ``SalesTableError`` where some rows are ``bad``."""
     rows = np.flatnonzero(np.asarray(bad))
     if len(rows):
-        value = _plain(table[name].iloc[rows[0]])
+        value = plain(table[name].iloc[rows[0]])
         raise SalesTableError(
             f"column {name!r}: {len(rows)} of {len(table)} rows {problem}; the first is row {rows[0] + 1} "
             f"({name} {value!r}); allowed: {allowed}"
