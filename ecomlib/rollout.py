@@ -34,7 +34,7 @@ class Trial(NamedTuple):
     """What an adaptive agent met in E consecutive episodes of each of M tasks, in N independent replicas."""
 
     reward: Tensor  # (E, T, M, N)
-    action: Tensor  # (E, T, M, N)
+    action: Tensor  # (E, T, M, N), or (E, T, M, N, D) where an action is a vector or a slate
 
     @property
     def returns(self) -> Tensor:
@@ -227,4 +227,4 @@ def trial(
                 alive = alive * ~done
             agent.end_episode()
     shape = (episodes_per_trial, family.horizon, len(tasks.id), replicas)
-    return Trial(torch.stack(rewards).view(shape), torch.stack(actions).view(shape))
+    return Trial(torch.stack(rewards).view(shape), torch.stack(actions).view(*shape, *actions[0].shape[2:]))
