@@ -219,13 +219,18 @@ def empirical_prior(
     particles: int = 4096,
     iterations: int = 100,
     seed: int = 0,
+    wide_share: float = 0.1,
 ) -> ParticlePrior:
     """The prior that a practitioner really has: estimated from the logs of M earlier tasks under ``agent``.
 
     The weights of a wide sample (``family.wide()``) that make all logs together most likely: the nonparametric maximum
     likelihood of Kiefer and Wolfowitz (1956) on fixed particles, by expectation maximisation from equal weights.
     Stopped after ``iterations``, before it would put all weight on a few particles. Hidden parameters are never read.
+
+    Such an estimate has its weight near the tasks that were seen and none between them, so a new task would never be
+    found however much it shows of itself. Hence ``wide_share`` of the weight stays evenly on the wide sample.
     """
+    require(number(wide_share) and 0 <= wide_share < 1, "wide_share", wide_share, "a number in [0, 1)")
     for name, value in (("particles", particles), ("iterations", iterations), ("episodes", episodes)):
         require(whole(value, 1), name, value, "a whole number >= 1")
     logs = _Logged(agent, belief(family.wide(), particles))
@@ -234,6 +239,7 @@ def empirical_prior(
     weight = torch.full_like(log_likelihood[0], 1 / particles)
     for _ in range(iterations):
         weight = torch.softmax(log_likelihood + weight.log(), -1).mean(0)
+    weight = wide_share / particles + (1 - wide_share) * weight
     kept = weight > 1e-3 / particles
     chosen = type(logs.belief.particles)(*(x[kept] for x in logs.belief.particles))
     return ParticlePrior(chosen, weight[kept] / weight[kept].sum())
