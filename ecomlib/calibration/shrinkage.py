@@ -119,7 +119,7 @@ def fit_population(
     joint[:2, 2] = joint[2, :2] = traffic.var() * loading
     joint[2, 2] = traffic.var()
     mean_error = np.append(
-        np.sqrt(_location_variance(deviation, second, spread) + loading**2 * traffic.var() / count),
+        np.sqrt(location_variance(deviation, second, spread) + loading**2 * traffic.var() / count),
         np.sqrt(traffic.var() / count),
     )
     return Population(
@@ -151,7 +151,7 @@ def _nodes(slope: Array, error: Array, centre: Array, sd: float, nodes: int) -> 
     return z, weight
 
 
-def _location_variance(deviation: Array, second: Array, spread: Array) -> Array:
+def location_variance(deviation: Array, second: Array, spread: Array) -> Array:
     """(2,) sampling variance of the population mean of (z, q), from the scores of mean and covariance."""
     inverse = np.linalg.inv(spread)
     outer = deviation[:, :, None] * deviation[:, None, :] + second

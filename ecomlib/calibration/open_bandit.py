@@ -1,0 +1,68 @@
+"""The sample of the Open Bandit Dataset as a table of impressions and clicks.
+
+The logs are read by path from the installed package `obp` 0.4.1, which is never imported, and only if the files have
+the pinned sha256. `data/open_bandit.md` says what they are and what must not be concluded from them. Chapter
+"Recommendation".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+
+from .complete_journey import PanelError
+
+PACKAGE = "obp==0.4.1"
+SHA256 = {
+    "random/all": "7168295b6e0a9eabcf3392320a5dd434e542b68e705d5cd9491499af589812f1",
+    "random/men": "ede6d08c6877f99cd3770f7d09e26c738e6aa6de4445ccccfb1356ba5d06b1eb",
+    "random/women": "e65f3bd3beb17664fa69cc129bf7bf852a775f8ffa630506e505fc905315bb34",
+    "bts/all": "0ad874e4dbf6902f0845dd478ad8dde5ef6903583d3ffaace78411bdad064106",
+    "bts/men": "db6d1f7ed2d591ba521533e45286d4c1fba7fe57a8ad2e80342210335f43c527",
+    "bts/women": "e5d1b49a39b608585a2f3014a3f54970430cd37a495c1b73fceb85cdf428a5b8",
+}
+"""Policy and campaign -> hash of its log."""
+
+
+def logs_folder() -> Path:
+    """The folder of the logs. Raises PanelError with the pip command when they are not installed."""
+    spec = importlib.util.find_spec("obp")
+    if spec is None or spec.origin is None:
+        raise PanelError(f"the Open Bandit logs are not installed; to install them: pip install --no-deps {PACKAGE}")
+    return Path(spec.origin).parent / "dataset" / "obd"
+
+
+def _checked(name: str) -> Path:
+    path = logs_folder() / name / f"{name.split('/')[1]}.csv"
+    remedy = f"to install the pinned version: pip install --no-deps --force-reinstall {PACKAGE}"
+    if not path.is_file():
+        raise PanelError(f"{path} is missing; {remedy}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHA256[name]:
+        raise PanelError(f"{path} has sha256 {found}, expected {SHA256[name]}; {remedy}")
+    return path
+
+
+def clicks() -> pd.DataFrame:
+    """Impressions and clicks by policy, campaign, item and position, with the mean propensity of the rows.
+
+    Columns: policy (random, bts), campaign (all, men, women), item, position (1 to 3), impressions, clicks, propensity
+    (mean over the impressions of the logged probability of showing the item in the position).
+
+    Raises:
+        PanelError: the package is missing or its files are not the pinned ones.
+    """
+    parts = []
+    for name in SHA256:
+        policy, campaign = name.split("/")
+        log = pd.read_csv(_checked(name), usecols=["item_id", "position", "click", "propensity_score"])
+        cells = log.groupby(["item_id", "position"], as_index=False).agg(
+            impressions=("click", "size"), clicks=("click", "sum"), propensity=("propensity_score", "mean")
+        )
+        parts.append(cells.rename(columns={"item_id": "item"}).assign(policy=policy, campaign=campaign))
+    table = pd.concat(parts, ignore_index=True)
+    table["propensity"] = table["propensity"].round(6)
+    return table[["policy", "campaign", "item", "position", "impressions", "clicks", "propensity"]]
