@@ -40,8 +40,18 @@ class ShelfState(NamedTuple):
     stock: Tensor  # units left; infinite without a stock limit
 
 
+class LimitedState(NamedTuple):
+    """The same where changes of the price are limited. Every field is (M, N)."""
+
+    day: Tensor
+    markup: Tensor
+    sold: Tensor
+    stock: Tensor
+    changes: Tensor  # changes of the price that are left this week
+
+
 class Seen(NamedTuple):
-    """An observation, decoded. Every field is (M, N)."""
+    """An observation, decoded, but for the changes that are left. Every field is (M, N)."""
 
     day: Tensor
     cost: Tensor
@@ -74,6 +84,9 @@ class LogitPricing(Prior):
     """Units on the shelf at the start of an episode; None for no limit."""
     mean_traffic: float = 100.0
     """Scale of the units sold in an observation."""
+    changes_per_week: int | None = None
+    """Changes of the price in a week, None for no limit; a further one is not carried out. An episode's first price is
+    no change."""
 
     def __post_init__(self):
         increasing = lambda x: len(x) >= 2 and x[0] > 0 and all(low < high for low, high in zip(x, x[1:]))
@@ -88,10 +101,15 @@ class LogitPricing(Prior):
         check(self, "stock", lambda x: x is None or whole(x, 1), "None or a whole number >= 1")
         check(self, "stock", lambda x: not (x and self.continuous), "None, or a price grid (continuous=False)")
         check(self, "mean_traffic", lambda x: number(x, 0), "a finite number > 0")
+        check(self, "changes_per_week", lambda x: x is None or whole(x, 0), "None or a whole number >= 0")
+        unlimited = self.changes_per_week is None
+        check(self, "stock", lambda x: x is None or unlimited, "None with a limit on changes of the price")
+        if not unlimited:
+            object.__setattr__(self, "observation_size", len(Seen._fields) + 1)
 
     # -------------------------------------------------------------------------------------------- the protocol
     noise_size = 1
-    observation_size = len(Seen._fields)
+    observation_size = len(Seen._fields)  # one more with a limit on changes of the price
     prior_size, hidden_size = 4, 3
 
     @property
@@ -112,18 +130,23 @@ class LogitPricing(Prior):
         """The same shelf in a market that training never saw."""
         return replace(self, prior=self.prior.shifted())
 
+    def wide(self) -> LogitPricing:
+        """The same shelf under a prior that is about twice as wide in every hidden parameter."""
+        return replace(self, prior=self.prior.wide())
+
     def context(self, tasks: Market) -> Tensor:
         """(M, 1), the unit cost."""
         return tasks.cost[:, None]
 
-    def reset(self, tasks: Market, episodes: int, noise: Tensor) -> ShelfState:
+    def reset(self, tasks: Market, episodes: int, noise: Tensor) -> ShelfState | LimitedState:
         """A full shelf on a Monday morning; no chance is involved."""
         zeros = tasks.cost.new_zeros(len(tasks.cost), episodes)
-        return ShelfState(zeros, zeros, zeros, zeros + (float("inf") if self.stock is None else self.stock))
+        state = ShelfState(zeros, zeros, zeros, zeros + (float("inf") if self.stock is None else self.stock))
+        return state if self.changes_per_week is None else LimitedState(*state, zeros + self.changes_per_week)
 
-    def observe(self, tasks: Market, state: ShelfState) -> Tensor:
+    def observe(self, tasks: Market, state: ShelfState | LimitedState) -> Tensor:
         """(M, N, 6): day / days, cost, today's multiplier, yesterday's markup, yesterday's units / mean traffic,
-        stock left."""
+        stock left; with a limit on changes of the price (M, N, 7): changes left / their number."""
         stock = torch.ones_like(state.day) if self.stock is None else state.stock / self.stock
         cost = tasks.cost[:, None].expand_as(state.day)
         columns = (
@@ -134,23 +157,40 @@ class LogitPricing(Prior):
             state.sold / self.mean_traffic,
             stock,
         )
+        if self.changes_per_week is not None:
+            columns += (state.changes / max(1, self.changes_per_week),)
         return torch.stack(columns, -1)
 
     def seen(self, observation: Tensor) -> Seen:
         """The same observation in days and units: the inverse of the scaling in ``observe``."""
-        day, cost, weekday, markup, sold, stock = observation.unbind(-1)
+        day, cost, weekday, markup, sold, stock = observation[..., : len(Seen._fields)].unbind(-1)
         units = torch.ones_like(stock) if self.stock is None else (stock * self.stock).round()
         return Seen((day * self.days).round(), cost, weekday, markup, (sold * self.mean_traffic).round(), units)
 
     def step(
-        self, tasks: Market, state: ShelfState, action: Tensor, noise: Tensor
-    ) -> tuple[ShelfState, Tensor, Tensor]:
+        self, tasks: Market, state: ShelfState | LimitedState, action: Tensor, noise: Tensor
+    ) -> tuple[ShelfState | LimitedState, Tensor, Tensor]:
         """Post a markup for a day. ``action`` (M, N) is an index into ``markups``, or a markup if ``continuous``."""
         markup = self.markup(action)
+        if self.changes_per_week is not None:
+            markup, changes = self._limited(state, markup)
         mean = tasks.traffic[:, None] * self._weekday(state.day) * purchase_probability(tasks, markup)
         sold = torch.minimum(poisson_inverse(noise[..., 0], mean), state.stock)
-        state = ShelfState(state.day + 1, markup, sold, state.stock - sold)
-        return state, tasks.cost[:, None] * (markup - 1) * sold, state.day >= self.days
+        after = ShelfState(state.day + 1, markup, sold, state.stock - sold)
+        if self.changes_per_week is not None:
+            after = LimitedState(*after, changes)
+        return after, tasks.cost[:, None] * (markup - 1) * sold, state.day >= self.days - 1
+
+    def _limited(self, state: LimitedState, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The markup that is posted where ``wanted`` is asked for, and the changes that are left tomorrow morning."""
+        change = (state.day > 0) & (wanted != state.markup)
+        allowed = change & (state.changes > 0)
+        changes = state.changes - allowed.to(wanted.dtype)
+        monday = (state.day + 1) % len(self.weekday) == 0
+        return (
+            torch.where(change & ~allowed, state.markup, wanted),
+            torch.where(monday, self.changes_per_week, changes),
+        )
 
     def mean_reward(self, tasks: Market, action: Tensor) -> Tensor:
         """Expected profit of ``action`` (..., days, M, N), given that it was chosen, in the same shape.
@@ -161,9 +201,27 @@ class LogitPricing(Prior):
         if self.stock is not None:
             raise ValueError(f"stock = {self.stock}: mean_reward needs a family without a stock limit (stock=None)")
         markup = self.markup(action)
+        if self.changes_per_week is not None:
+            markup = self._carried_out(markup)
         chance = purchase_probability(tasks, markup)
         weekday = self._weekday(torch.arange(self.days, device=action.device, dtype=chance.dtype))[:, None, None]
         return (tasks.traffic * tasks.cost)[:, None] * weekday * (markup - 1) * chance
+
+    def _carried_out(self, wanted: Tensor) -> Tensor:
+        """The markups (..., days, M, N) that are posted where ``wanted`` are asked for."""
+        zeros, posted = torch.zeros_like(wanted.select(-3, 0)), []
+        markup, changes = zeros, zeros + self.changes_per_week
+        for day in range(self.days):
+            state = LimitedState(zeros + day, markup, zeros, zeros, changes)
+            markup, changes = self._limited(state, wanted.select(-3, day))
+            posted.append(markup)
+        return torch.stack(posted, -3)
+
+    def posted(self, observation: Tensor) -> Tensor:
+        """(M, N) int64, the number of yesterday's markup, which a limit on changes may have kept from being the one
+        asked for."""
+        grid = constant(self.markups, observation)
+        return torch.bucketize(self.seen(observation).markup.contiguous(), (grid[1:] + grid[:-1]) / 2)
 
     def markup(self, action: Tensor) -> Tensor:
         """The markup that an action posts, same shape."""
@@ -182,7 +240,10 @@ class LogitPricing(Prior):
         return 1 + (1 + torch.as_tensor(wrightomega(exponent)).to(tasks.cost)) / tasks.sensitivity
 
     def oracle_return(self, tasks: Market) -> Tensor:
-        """(M,) expected return when the market is known: exact, over the prices that this family may post."""
+        """(M,) expected return when the market is known: exact, over the prices that this family may post.
+
+        Without a stock limit the best price is the same every day, so that a limit on changes costs nothing.
+        """
         if self.continuous:
             best = self.oracle_markup(tasks).clamp(self.markups[0], self.markups[-1])
             return self._unlimited_return(tasks, best)
@@ -202,6 +263,15 @@ class LogitPricing(Prior):
             return self._unlimited_return(tasks, policy.to(tasks.cost).expand_as(tasks.cost))
         policy = policy.to(tasks.cost.device)
         return self._in_chunks(tasks, lambda part: self.action_values(part, policy)[:, 0, -1, policy[0, -1]])
+
+    def blind_action(self, observation: Tensor) -> Tensor:
+        """(M, N) what the policy behind ``blind_return`` does."""
+        policy = blind_policy(self).to(observation.device)
+        if self.continuous:
+            return policy.to(observation).expand(observation.shape[:2])
+        seen = self.seen(observation)
+        level = torch.zeros_like(seen.day) if self.stock is None else seen.stock
+        return policy[seen.day.long().clamp(max=self.days - 1), level.long()]
 
     def _in_chunks(self, tasks: Market, function: Callable[[Market], Tensor]) -> Tensor:
         """``function`` of a few tasks at a time: a day of the recursion holds stock^2 numbers for each."""

@@ -22,6 +22,15 @@ def _log_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
     return torch.exp(low + (high - low) * uniform)
 
 
+def _twice_as_wide(own: tuple[float, float], moved: tuple[float, float], most: float = math.inf) -> tuple[float, float]:
+    """A log-uniform range that holds two others and whose logarithm is at least twice as wide as that of the first;
+    what ``most`` cuts off above is added below."""
+    low, high = min(own[0], moved[0]), max(own[1], moved[1])
+    factor = math.sqrt(max(1.0, (own[1] / own[0]) ** 2 * low / high))
+    excess = max(1.0, high * factor / most)
+    return low / factor / excess, high * factor / excess
+
+
 def _check_range(config: object, field: str, upper: float = math.inf) -> None:
     limit = f" < {upper:g}" if upper < math.inf else ""
     valid = lambda x: numbers(x, 2) and 0 < x[0] <= x[1] < upper
@@ -75,6 +84,14 @@ class LogUniformPrior:
             share=tuple(0.5 * x for x in self.share),
         )
 
+    def wide(self) -> LogUniformPrior:
+        """Ranges that are twice as wide, on a logarithmic scale, and hold these and the shifted ones: what a merchant
+        believes who knows nothing."""
+        moved = self.shifted()
+        limits = {"sensitivity": math.inf, "share": max(0.9, self.share[1]), "traffic": math.inf}
+        wider = {k: _twice_as_wide(getattr(self, k), getattr(moved, k), most) for k, most in limits.items()}
+        return replace(self, **wider)
+
 
 @dataclass(frozen=True)
 class GaussianPrior:
@@ -115,6 +132,11 @@ class GaussianPrior:
         log_sd = math.sqrt(sum(x * x for x in self.factor[0]))
         share_sd = math.sqrt(sum(x * x for x in self.factor[1]))
         return replace(self, mean=(self.mean[0] + log_sd, self.mean[1] - share_sd, self.mean[2]))
+
+    def wide(self) -> GaussianPrior:
+        """Twice the standard deviations around the same mean: what a merchant believes who knows nothing. The shifted
+        prior lies half a standard deviation from its middle."""
+        return replace(self, factor=tuple(tuple(2 * x for x in row) for row in self.factor))
 
 
 MarketPrior = LogUniformPrior | GaussianPrior
