@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -133,8 +134,9 @@ def classical(
         fixed["empirical Thompson"] = lambda units: Thompson(family, stores=True, prior=prior)
     if find_spec(name := f"ecomlib.baselines.{family_name}") and hasattr(import_module(name), "agents"):
         own = import_module(name).agents
-        names = [n for n in own(family, True) if n not in fixed]
-        fixed |= {n: lambda units, n=n: own(family, True)[n] for n in names}
+        with suppress(ValueError):  # a variant of the family that its own methods do not cover
+            names = [n for n in own(family, True) if n not in fixed]
+            fixed |= {n: lambda units, n=n: own(family, True)[n] for n in names}
     steps = family.horizon
     tunable = {
         "Thompson, then greedy": Tunable(
