@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import noise as noise_
+from .constants import constant
 
 
 class Trade(NamedTuple):
@@ -74,7 +75,7 @@ def best_return(
 def _best(ready: Tensor, levels: Sequence[int], policy: Tensor | None) -> Tensor:
     """(M, G, X + 1) value of each morning's stock, given that of each stock after delivery: order at once."""
     stock = torch.arange(ready.shape[-1], device=ready.device)
-    after = torch.maximum(stock[:, None], torch.tensor(levels, device=ready.device))  # (X + 1, A)
+    after = torch.maximum(stock[:, None], constant(tuple(levels), ready, torch.int64))  # (X + 1, A)
     if policy is None:
         return ready[..., after].amax(-1)
     return ready.gather(-1, after.T[policy][:, None].expand_as(ready))
@@ -86,7 +87,7 @@ def _on_the_way(
     """Value of each morning's stock (M, G, X + 1), or stock and yesterday's order (M, G, X + 1, X + 1), when an order
     takes one or two days."""
     stock = torch.arange(profit.shape[-1], device=profit.device)
-    most = int(len(stock)) - 1
+    most = len(stock) - 1
     arriving, left = stock[:, None], stock  # what comes tomorrow morning, what is left tonight
     with_delivery = (left + arriving).clamp(max=most)
     if lead_time == 1:
@@ -98,7 +99,7 @@ def _on_the_way(
         shifted = following.mT[..., with_delivery]
         ready = profit[:, :, None, None] + _tomorrow(probability[:, :, None, None], shifted)
         position, value = stock[:, None] + stock, ready.permute(0, 1, 4, 3, 2)  # (M, G, stock, arriving, order)
-    level = torch.tensor(levels, device=profit.device)
+    level = constant(tuple(levels), profit, torch.int64)
     order = (level - position[..., None]).clamp(min=0)  # (stock, ..., A)
     if policy is not None:
         order = order[..., policy].movedim(-1, 0)[:, None, ..., None]  # (M, 1, stock, ..., 1)
@@ -127,7 +128,7 @@ def level_tables(family: Any, products: Any) -> tuple[Tensor, Tensor]:
     if family.lead_time:
         return _simulated_tables(family, products)
     table = family.demand_table(products.mean, products.dispersion)
-    level = torch.tensor(family.levels, device=table.device)
+    level = constant(family.levels, table, torch.int64)
     sold = expected_sales(table, family.levels[-1])[..., level]
     sold = sold.unflatten(1, (len(family.weekday), -1)).mean(2).movedim(1, 0)
     return sold, level - sold

@@ -37,7 +37,7 @@ def demand_probabilities(mean: Tensor, dispersion: Tensor, size: int) -> Tensor:
 
 def largest_demand(mean: float, dispersion: float) -> int:
     """The smallest k with P(D > k) <= TAIL."""
-    return int(nbinom.isf(TAIL, mean / (dispersion - 1), 1 / dispersion))
+    return math.ceil(nbinom.isf(TAIL, mean / (dispersion - 1), 1 / dispersion))
 
 
 class _Trade:
