@@ -64,14 +64,17 @@ class CaseStudy:
         table = _table([_names(e) | _score(e["rounds"][-1]) for e in self._entries(split, units, methods, kind)])
         return table if methods is not None else table.sort_values("score", ascending=False, ignore_index=True)
 
-    def difference(self, split: str = "test", units: int = 5, of: str = "lifetime") -> pd.DataFrame:
-        """Columns method, kind, against, difference, low, high, over, ...: each trained method less the classical
-        policy that was best on training tasks, paired by task and luck. ``of`` is "lifetime" or "last round".
-        ``over`` names the wider of the two intervals."""
+    def difference(
+        self, split: str = "test", units: int = 5, of: str = "lifetime", rival: str = "best"
+    ) -> pd.DataFrame:
+        """Columns method, kind, against, difference, low, high, over, ...: each trained method less a classical policy,
+        paired by task and luck. ``of`` is "lifetime" or "last round". ``rival`` is "best", of all on training tasks, or
+        "without the prior", of those that had to estimate their prior from logs. ``over`` names the wider of the two
+        intervals."""
         rows = []
         for part in self.parts.values():
             for entry in part.get("differences", []):
-                if (entry["split"], entry["units"], entry["of"]) == (split, units, of):
+                if (entry["split"], entry["units"], entry["of"], entry["rival"]) == (split, units, of, rival):
                     cell = _score(entry)
                     wide = lambda over, cell=cell: cell[f"{over}_high"] - cell[f"{over}_low"]
                     over = max([o for o in ("seeds", "tasks") if wide(o) == wide(o)], key=wide)
@@ -80,9 +83,11 @@ class CaseStudy:
                     rows.append(_names(entry) | {"against": entry["against"]} | cell)
         return _table(rows)
 
-    def best_classical(self, units: int = 5) -> str:
-        """Name of the classical policy with the best lifetime score on training tasks."""
-        return self._part("baselines")["best on training tasks"][str(units)]
+    def best_classical(self, units: int = 5, split: str = "test", rival: str = "best") -> str:
+        """Name of the classical policy with the best lifetime score on training tasks (on drifting ones for the split
+        "drifting"): of all, or of those whose prior was estimated (``rival`` "without the prior")."""
+        listed = {"best": "best on drifting training tasks" if split == "drifting" else "best on training tasks"}
+        return self._part("baselines")[listed.get(rival, "best without the prior")][str(units)]
 
     def sensitivity(self, split: str = "test", units: int = 5) -> pd.DataFrame:
         """Columns training_tasks (number of distinct tasks; inf: a new one every time), score, low, high, over, ... of
