@@ -34,6 +34,7 @@ ALLOWED = {
     "families/navigation.py::PointNavigation.test_goals": "the published goals, once",
     "families/pricing.py::LogitPricing.oracle_markup": PLANNING,
     "families/shelf.py::best_table": PLANNING,
+    "families/bidding.py::blind_policy": PLANNING,
     "learners/finite.py::Checks.read": "the one transfer of an iteration",
     "learners/finite.py::Checks._refuse": "what was read is on the host",
     "learners/maml.py::compact": "its shapes depend on when episodes end; ``MAMLConfig.compact`` is off by default",
