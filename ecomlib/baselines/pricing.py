@@ -6,8 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..families.base import check, number
+from ..families.constants import constant
 from ..families.pricing import LogitPricing, blind_policy, purchase_probability
 from ..noise import inverse_transform
+from ..rollout import Agent
 from .bayes import Belief, ParticlePrior, belief
 
 
@@ -47,7 +50,8 @@ class PricingBelief(Belief):
         self.exposure = torch.zeros_like(self.units)
 
     def update(self, before: Tensor, action: Tensor, reward: Tensor, after: Tensor) -> None:
-        """Bayes' rule for one day: observations (M, N, 6) before and after posting ``action`` (M, N)."""
+        """Bayes' rule for one day: observations (M, N, 6) before and after asking for the price ``action`` (M, N)."""
+        action = _posted(self.family, action, after)
         before, after = self.family.seen(before), self.family.seen(after)
         pooled = lambda x: x.sum(1, keepdim=True) if self.stores else x
         counted = torch.ones_like(before.stock)
@@ -103,22 +107,28 @@ class PricingBelief(Belief):
 belief.register(LogitPricing, PricingBelief)
 
 
+def _posted(family: LogitPricing, action: Tensor, after: Tensor) -> Tensor:
+    """The price that was posted when ``action`` (M, N) was asked for: a limit on changes may have kept the old one."""
+    return action if family.changes_per_week is None else family.posted(after)
+
+
 class EpsilonGreedy:
     """A price experiment without a model: try each price once in random order, then post the best average, at random
-    with probability epsilon. Profits are divided by the weekday multiplier before averaging."""
+    with probability epsilon. Profits are divided by the weekday multiplier before averaging. With ``stores``, the
+    averages are over all stores of a chain, each of which makes its own draws."""
 
     noise_size = 2
 
-    def __init__(self, family: LogitPricing, epsilon: float = 0.1):
+    def __init__(self, family: LogitPricing, epsilon: float = 0.1, stores: bool = False):
         if family.continuous or family.stock is not None:
             raise ValueError("EpsilonGreedy needs the price grid and no stock limit")
         if not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon = {epsilon}: must lie in [0, 1]")
-        self.family, self.epsilon = family, epsilon
+        self.family, self.epsilon, self.stores = family, epsilon, stores
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
         """No price has been tried."""
-        self.total = torch.zeros(tasks, episodes, self.family.actions, device=context.device)
+        self.total = torch.zeros(tasks, 1 if self.stores else episodes, self.family.actions, device=context.device)
         self.count = torch.zeros_like(self.total)
 
     def act(self, observation: Tensor, noise: Tensor) -> Tensor:
@@ -128,7 +138,7 @@ class EpsilonGreedy:
         mean = torch.where(untried, torch.inf, self.total / self.count.clamp(min=1))
         everything = torch.ones_like(untried)
         explore = (noise[..., 0] < self.epsilon)[..., None]
-        candidates = torch.where(
+        candidates = torch.where(  # (M, N, A)
             untried.any(-1, keepdim=True),
             untried,
             torch.where(explore, everything, mean == mean.amax(-1, keepdim=True)),
@@ -137,11 +147,66 @@ class EpsilonGreedy:
 
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
         """Add the day's profit to the average of its price."""
-        self.total.scatter_add_(-1, action[..., None], (reward / self.weekday)[..., None])
-        self.count.scatter_add_(-1, action[..., None], torch.ones_like(reward)[..., None])
+        action = _posted(self.family, action, next_observation)
+        if self.stores:
+            action, reward, weekday = (x.flatten(1)[:, None] for x in (action, reward, self.weekday))
+        else:
+            action, reward, weekday = (x[..., None] for x in (action, reward, self.weekday))
+        self.total.scatter_add_(-1, action, reward / weekday)
+        self.count.scatter_add_(-1, action, torch.ones_like(reward))
 
     def end_episode(self) -> None:
         """Nothing to do: averages carry over to the next episode of the same product."""
+
+
+class ControlledVariance:
+    """Controlled variance pricing (den Boer and Zwart 2014): the price that is best under the estimated demand curve,
+    but no nearer to the average of past prices than c t^(-1/4), so that past prices never stop varying.
+
+    Adapted to this family: the demand curve is the logit (eq-demand), and its estimate the particle of the prior with
+    the highest posterior weight, the mode, where they take the maximum of a quasi-likelihood, which needs two prices to
+    begin with; the first price is the one that is best on average over the prior. Of the prices outside the interval
+    the best under the estimate is posted, where they step to the interval's end. With ``distance`` 0 this is plain
+    certainty equivalence. With ``stores``, t counts days of all stores and the average is over all of them.
+    """
+
+    noise_size = 1
+
+    def __init__(self, family: LogitPricing, distance: float = 0.05, particles: int | None = None, stores: bool = False):
+        if family.continuous or family.stock is not None:
+            raise ValueError("ControlledVariance needs the price grid and no stock limit")
+        self.family, self.distance, self.stores = family, distance, stores
+        half = (family.markups[-1] - family.markups[0]) / 2  # a wider interval could hold the whole grid
+        check(self, "distance", lambda x: number(x) and 0 <= x <= half, f"a number in [0, {half:g}]")
+        self.belief = PricingBelief(family, particles, stores)
+
+    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
+        """No price has been posted."""
+        self.belief.begin(context, tasks, episodes)
+        units = 1 if self.stores else episodes
+        self.total = torch.zeros(tasks, units, device=context.device, dtype=self.belief.rate.dtype)
+        self.days = 0
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """The best price (M, N) for the most likely market, outside the interval."""
+        self.observation = observation
+        if self.days == 0:
+            return self.belief.best_on_average(observation)
+        markup = constant(self.family.markups, self.total)
+        mode = self.belief.log_posterior.argmax(-1)  # (M, 1) or (M, N)
+        near = (markup - self.total[..., None] / self.days).abs() < self.distance * self.days**-0.25
+        profit = torch.where(near, -torch.inf, (markup - 1) * self.belief.rate.T[mode])
+        return profit.argmax(-1).expand(observation.shape[:2])
+
+    def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
+        """Bayes' rule for the mode, and one more price in the average."""
+        self.belief.update(self.observation, action, reward, next_observation)
+        markup = self.family.seen(next_observation).markup
+        self.total = self.total + (markup.sum(1, keepdim=True) if self.stores else markup)
+        self.days += markup.shape[1] if self.stores else 1
+
+    def end_episode(self) -> None:
+        """Nothing to do: estimates carry over to the next episode of the same product."""
 
 
 class FixedMarkup:
@@ -171,3 +236,12 @@ class FixedMarkup:
 
     def end_episode(self) -> None:
         """Nothing to do."""
+
+
+def agents(family: LogitPricing, stores: bool) -> dict[str, Agent]:
+    """Pricing's own baselines, by the names of the book; ``stores`` as in ``Belief``. Their settings were chosen on
+    training products."""
+    return {
+        "epsilon-greedy": EpsilonGreedy(family, 0.01, stores),
+        "controlled variance": ControlledVariance(family, 0.05, stores=stores),
+    }
