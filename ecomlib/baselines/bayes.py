@@ -236,6 +236,7 @@ def empirical_prior(
     logs = _Logged(agent, belief(family.wide(), particles))
     trial(family, tasks, logs, episodes, 1, seed, progress=False)
     log_likelihood = (logs.belief.log_posterior - logs.belief.log_prior)[:, 0]
+    log_likelihood = log_likelihood.flatten(0, -2)  # where the parts of a task are alike, each is one of many
     weight = torch.full_like(log_likelihood[0], 1 / particles)
     for _ in range(iterations):
         weight = torch.softmax(log_likelihood + weight.log(), -1).mean(0)
