@@ -238,7 +238,7 @@ def test_blind_table_equals_brute_force_over_all_tables():
     tasks = SMALL.prior_sample(16)
     every = [torch.tensor(s) for s in permutations(range(4), 2)]
     weight, attention = sessions.weights(SMALL, tasks), SMALL.attention(tasks)[:, None]
-    no_click, click = sessions.outcomes(SMALL, tasks, torch.zeros(16, 12))
+    no_click, click = sessions.gains(SMALL, tasks, torch.zeros(16, 12))
     last = torch.stack([no_click + expected_gain(s.expand(16, 12, -1), weight, click, attention) for s in every])
     best = -torch.inf
     for first in every:

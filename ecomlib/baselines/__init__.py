@@ -2,6 +2,7 @@
 
 from .bayes import BayesUCB, Belief, GreedyBayes, ParticlePrior, Random, Thompson, belief, empirical_prior
 from .pricing import EpsilonGreedy, FixedMarkup, PricingBelief
+from .recommendation import RecommendationBelief
 
 __all__ = [
     "BayesUCB",
@@ -12,6 +13,7 @@ __all__ = [
     "ParticlePrior",
     "PricingBelief",
     "Random",
+    "RecommendationBelief",
     "Thompson",
     "belief",
     "empirical_prior",

@@ -35,19 +35,35 @@ class Plan(NamedTuple):
     slate: Tensor  # (M, T, S, k) int64
 
 
-def outcomes(family: SlateRecommendation, tasks: Segments, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Worth of no click (M, S), and how much more a click on each item is worth (M, S, I), when the states after the
-    slate are worth ``value`` (M, S)."""
+class Outcomes(NamedTuple):
+    """What the outcomes of a slate are worth when the states after it are worth something (``outcomes``).
+
+    A click on item i at stage z is worth ``base[z] + bought[z] * margin[i] + slope[z] * pull[i]``.
+    """
+
+    no_click: Tensor  # (M, S)
+    base: Tensor  # (M, stage)
+    bought: Tensor  # (stage,), probability that a click ends in a purchase
+    slope: Tensor  # (M, stage)
+
+
+def outcomes(family: SlateRecommendation, tasks: Segments, value: Tensor) -> Outcomes:
+    """Worth of no click and of a click, when the states after the slate are worth ``value`` (M, S)."""
     later = value.unflatten(-1, (STAGES, FATIGUE))
     tired = torch.cat((later[..., 1:], later[..., -1:]), -1)
-    no_click = stays(tasks) * tired.flatten(1)
     fresh = later[..., 0]  # (M, stage), after a click without an order
     keener = torch.cat((fresh[:, 1:], fresh[:, -1:]), -1) - fresh
     bought = constant(family.cart, value) * constant(family.order, value)
     base = bought * fresh[:, :1] + (1 - bought) * fresh
+    return Outcomes(stays(tasks) * tired.flatten(1), base, bought, (1 - bought) * keener)
+
+
+def gains(family: SlateRecommendation, tasks: Segments, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Worth of no click (M, S), and how much more a click on each item is worth (M, S, I); as ``outcomes``."""
+    worth = outcomes(family, tasks, value)
     margin, pull = constant(family.table.margin, value), constant(family.table.pull, value)
-    click = base[..., None] + bought[:, None] * margin + ((1 - bought) * keener)[..., None] * pull  # (M, stage, I)
-    return no_click, click.repeat_interleave(FATIGUE, 1) - no_click[..., None]
+    click = worth.base[..., None] + worth.bought[:, None] * margin + worth.slope[..., None] * pull  # (M, stage, I)
+    return worth.no_click, click.repeat_interleave(FATIGUE, 1) - worth.no_click[..., None]
 
 
 def stays(tasks: Segments) -> Tensor:
@@ -70,7 +86,7 @@ def plan(family: SlateRecommendation, tasks: Segments, table: Tensor | None = No
     value = weight.new_zeros(len(weight), STATES)
     values, slates = [value], []
     for time in reversed(range(family.slates)):
-        no_click, click = outcomes(family, tasks, value)
+        no_click, click = gains(family, tasks, value)
         if table is None:
             slate, gain = best_slate(weight, click, attention)
         else:
@@ -123,7 +139,7 @@ def best_table(
     known = plan(family, tasks)
     table = []
     for time in range(family.slates):
-        _, click = outcomes(family, tasks, known.value[:, time + 1])
+        _, click = gains(family, tasks, known.value[:, time + 1])
         mean = torch.einsum("m,msi->si", share, weight)
         worth = torch.einsum("m,msi->si", share, weight * click) / mean
         table.append(best_slate(mean, worth, (share[:, None] * attention).sum(0).expand(STATES, -1))[0])
@@ -132,7 +148,7 @@ def best_table(
         reach = occupancy(family, tasks, table)
         value = torch.zeros_like(weight[..., 0])
         for time in reversed(range(family.slates)):
-            no_click, click = outcomes(family, tasks, value)
+            no_click, click = gains(family, tasks, value)
             by_state = weight.transpose(0, 1), click.transpose(0, 1)
             slate, _ = improved(table[time], (reach[time] * share[:, None]).T, *by_state, attention, CHANGES[sweep > 0])
             table[time] = slate
