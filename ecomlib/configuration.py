@@ -10,7 +10,14 @@ from typing import Any, Generic, Literal, TypeVar
 import tyro
 from torch import Tensor
 
-from .families import LogitPricing, PointNavigation, ShopMDP
+from .families import (
+    CensoredInventory,
+    LogitPricing,
+    PointNavigation,
+    SegmentBidding,
+    ShopMDP,
+    SlateRecommendation,
+)
 from .families.base import check, number, whole
 from .learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, ReptileStep, TRPOStep
 from .policies import Policy
@@ -26,7 +33,14 @@ from .returns import (
 from .rollout import Trajectories, rollout_transitions
 from .surrogates import dice, log_likelihood, low_variance_curvature, ratio
 
-FAMILIES = {"pricing": LogitPricing, "navigation": PointNavigation, "shop": ShopMDP}
+FAMILIES = {
+    "pricing": LogitPricing,
+    "inventory": CensoredInventory,
+    "bidding": SegmentBidding,
+    "recommendation": SlateRecommendation,
+    "navigation": PointNavigation,
+    "shop": ShopMDP,
+}
 """Name on the command line -> task family."""
 OUTER = {
     "ppo-maml": PPOStep,
@@ -174,7 +188,9 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """The task family."""
     outer: OuterT
     """The outer step."""
-    family_name: tyro.conf.Suppress[Literal["pricing", "navigation", "shop"]]
+    family_name: tyro.conf.Suppress[
+        Literal["pricing", "inventory", "bidding", "recommendation", "navigation", "shop"]
+    ]
     """Chooses the task family."""
     algorithm: Literal["ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo"]
     """Chooses the outer step and defaults; every default can be changed."""

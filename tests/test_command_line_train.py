@@ -187,8 +187,8 @@ def test_a_resumed_run_may_change_machines(trained, flags):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "name a task family: python -m ecomlib train {pricing,navigation,shop}"),
-        (["prcing"], "FAMILY prcing; allowed: pricing, navigation, shop; did you mean pricing?"),
+        ([], "name a task family: python -m ecomlib train {pricing,inventory,bidding,recommendation,navigation,shop}"),
+        (["prcing"], f"FAMILY prcing; allowed: {', '.join(FAMILIES)}; did you mean pricing?"),
         (["pricing", "--algorithm", "mamal"], "--algorithm mamal; allowed: ppo-maml, rl-maml, trpo-maml,"),
         (["pricing", "--run"], "argument --run: expected one argument"),
         (["pricing", "--resume"], "--resume needs --run, the folder of the run"),

@@ -25,7 +25,15 @@ from ecomlib.configuration import (
     TrainConfig,
     default_config,
 )
-from ecomlib.families import LogitPricing, PointNavigation, ShopMDP
+from ecomlib.families import (
+    CensoredInventory,
+    LogitPricing,
+    PointNavigation,
+    SegmentBidding,
+    ShopMDP,
+    SlateRecommendation,
+)
+from ecomlib.families.inventory_priors import DemandRanges, LogNormalDemand
 from ecomlib.families.priors import GaussianPrior, LogUniformPrior
 from ecomlib.learners import Inner, MAMLConfig, PPOConfig, PPOStep, ReinforceStep, ReptileStep, TRPOConfig, TRPOStep
 from ecomlib.learners.meta import GradientStep
@@ -62,8 +70,22 @@ navigation = st.builds(PointNavigation, whole, st.floats(0, 1), st.floats(1.5, 9
 shop = st.builds(ShopMDP, horizon=whole)
 adam = {"lr": positive, "log_std_lr": st.none() | positive}
 trust = st.builds(TRPOConfig, positive, positive, whole, st.integers(0, 99), st.floats(0.01, 0.99))
+inventory = st.builds(
+    CensoredInventory,
+    days=whole,
+    levels=st.lists(st.integers(0, 400), min_size=2, max_size=9, unique=True).map(sorted).map(tuple),
+    prior=st.builds(DemandRanges, ranges(1, 60), ranges(1.1, 4))
+    | st.builds(LogNormalDemand, st.just((3.0, 0.5)), st.just(((0.8, 0.0), (0.1, 0.4)))),
+)
+bidding = st.builds(SegmentBidding, segments=st.integers(1, 9), first_price=st.booleans(), delay=st.integers(0, 9))
+recommendation = st.builds(
+    SlateRecommendation, slates=whole, tiredness=share, reward=st.sampled_from(["click", "cart", "purchase"])
+)
 VALID = {
     "pricing": pricing,
+    "inventory": inventory,
+    "bidding": bidding,
+    "recommendation": recommendation,
     "navigation": navigation,
     "shop": shop,
     PPOStep: st.builds(PPOStep, epochs=whole, clip=st.floats(0.01, 0.99), **adam),
@@ -374,7 +396,7 @@ def test_every_field_has_an_explanation(family, algorithm):
         source = Path(typing.cast(str, __import__(type(config).__module__, fromlist=["x"]).__file__)).read_text()
         for f in dataclasses.fields(config):
             seen.add((type(config).__name__, f.name))
-            explained = re.search(rf'^    {f.name}: .*\n(?:(?!    \w+: ).*\n)??    """\S', source, re.M)
+            explained = re.search(rf'^    {f.name}: .*\n(?:(?!    \w+: ).*\n){{0,5}}?    """\S', source, re.M)
             assert explained, f"{type(config).__name__}.{f.name} has no line of explanation"
             if dataclasses.is_dataclass(getattr(config, f.name)):
                 walk(getattr(config, f.name))
