@@ -3,6 +3,8 @@ moving average of sales, and the adaptive rule for censored demand (chapter "Inv
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -81,6 +83,45 @@ class DemandBelief(Belief):
 @belief.register
 def _(family: CensoredInventory, particles=None, stores=False, prior=None) -> DemandBelief:
     return DemandBelief(family, particles, stores, prior)
+
+
+class FirstDay(NamedTuple):
+    """What each level would bring if ordered on the first day, each (M, A): equation (eq-look-ahead)."""
+
+    today: Tensor
+    """Expected profit of the day."""
+    later: Tensor
+    """Expected profit of a later day on which the best level is ordered, given what the first day has shown."""
+
+
+def first_day(family: CensoredInventory, price: Tensor, holding: Tensor, particles: int = 1024) -> FirstDay:
+    """What the first order earns and what it teaches, for M products of which price and holding cost (M,) are known.
+
+    A higher order sees more of the demand, so ``later`` rises with the level. Exact for the particle prior; no lead
+    time, season or regimes. Stock left over is not a constraint on the later day.
+    """
+    if family.lead_time or len(family.multipliers) > 1:
+        raise ValueError("first_day needs a family without lead time, season and regimes")
+    prior = family.prior_sample(particles, price.device)
+    law = family.demand_table(prior.mean, prior.dispersion)[:, 0]  # (P, K)
+    sold = level_tables(family, prior)[0][0]  # (P, A)
+    level, at_least = constant(family.levels, sold), law.flip(1).cumsum(1).flip(1)
+    profit = lambda mean: _profit(price.to(law), holding.to(law), family.penalty, mean, level)
+    later = []
+    for most in family.levels:
+        seen = torch.cat((law[:, :most], at_least[:, most : most + 1]), 1)  # P(sales = 0), ..., P(sold out)
+        joint = seen.T @ sold / particles  # sum over the particles of P(sales) E sold, (most + 1, A)
+        chance = seen.mean(0)  # (most + 1,)
+        # The best level of each outcome, weighted by its chance: profit is linear in expected sales.
+        given = profit(joint / chance.clamp(min=torch.finfo(law.dtype).tiny)[:, None]).amax(-1)
+        later.append((given * chance).sum(-1))
+    return FirstDay(profit(sold.mean(0)), torch.stack(later, -1))
+
+
+def _profit(price: Tensor, holding: Tensor, penalty: float, sold: Tensor, level: Tensor) -> Tensor:
+    """(M, ..., A) expected profit of products (M,) at levels (A,) with expected sales (..., A)."""
+    shape = (-1, *[1] * sold.dim())
+    return (price - 1 + penalty).view(shape) * sold - holding.view(shape) * (level - sold)
 
 
 class BlindStock:
