@@ -68,6 +68,9 @@ PROTOCOLS = {"pricing": Protocol(many_particles=8192)}
 """Families whose protocol is not ``Protocol()``: a belief that sums its data up can afford more particles."""
 QUICK = Protocol(rounds=3, units=(2, 5), tasks=12, tuning_tasks=6, seeds=2, particles=32, logged_tasks=5, iterations=2)
 """Tiny sizes: does everything run?"""
+ALONE = {"recommendation": "same_step"}
+"""Advantage of a single unit, in place of leave-one-out: a fitted baseline, or where observations are too long for one
+that of the step alone."""
 MAIN_UNITS = 5
 """Units of the comparisons that are made with one number of units only."""
 
@@ -102,7 +105,12 @@ def setting(family: TaskFamily, name: str, protocol: Protocol) -> Setting:
 
 # ------------------------------------------------------------------------------------------------ classical agents
 Factory = Callable[[int], Agent]
-"""Units -> a fresh agent that pools what they see."""
+"""Units -> an agent that pools what they see."""
+REFERENCES = ("blind", "random", "random multipliers")
+"""Agents that learn nothing."""
+KNOW_THE_PRIOR = ("greedy Bayes", "Thompson", "Thompson, then greedy", "Bayes-UCB", "Thompson, forgets",
+                  "MNL-Thompson")  # fmt: skip
+"""Agents that are given the prior of training. The others estimate it from logs of training tasks, or need none."""
 
 
 class Tunable(NamedTuple):
@@ -122,8 +130,10 @@ def classical(
     The Bayesians' prior is that of training, on every list; the empirical ones estimate theirs from logs of training
     tasks, starting from the family's wide prior.
     """
-    size = protocol.size
-    prior = _empirical(family, protocol)
+    name, size = f"ecomlib.baselines.{family_name}", protocol.size
+    module = import_module(name) if find_spec(name) else None  # importing registers the belief
+    own, own_random = getattr(module, "agents", None), getattr(module, "RandomMultipliers", None)
+    prior = _empirical(family, protocol, own_random)
     fixed: dict[str, Factory] = {
         "random": lambda units: Random(family),
         "greedy Bayes": lambda units: GreedyBayes(family, size(units), stores=True),
@@ -132,11 +142,9 @@ def classical(
     if prior is not None:
         fixed["greedy empirical Bayes"] = lambda units: GreedyBayes(family, stores=True, prior=prior)
         fixed["empirical Thompson"] = lambda units: Thompson(family, stores=True, prior=prior)
-    if find_spec(name := f"ecomlib.baselines.{family_name}") and hasattr(import_module(name), "agents"):
-        own = import_module(name).agents
+    if own is not None:
         with suppress(ValueError):  # a variant of the family that its own methods do not cover
-            names = [n for n in own(family, True) if n not in fixed]
-            fixed |= {n: lambda units, n=n: own(family, True)[n] for n in names}
+            fixed |= {n: lambda units, agent=agent: agent for n, agent in own(family, True).items() if n not in fixed}
     steps = family.horizon
     tunable = {
         "Thompson, then greedy": Tunable(
@@ -165,16 +173,16 @@ def classical(
     )
 
 
-def _empirical(family: TaskFamily, protocol: Protocol) -> Any:
-    """The prior estimated from logs of training tasks: of random choices, or where actions are real numbers of Thompson
-    sampling under the wide prior. None for a family without a wide prior."""
-    if not hasattr(family, "wide"):
+def _empirical(family: TaskFamily, protocol: Protocol, own_random: Callable[[TaskFamily], Agent] | None) -> Any:
+    """The prior estimated from logs of training tasks: of random choices, where actions are real numbers the family's
+    own, and without such of Thompson sampling under the wide prior. None for a family without wide prior or belief."""
+    if not hasattr(family, "wide") or not _works(lambda: GreedyBayes(family, protocol.particles), family):
         return None
     _, tasks = split(family, "train", protocol.logged_tasks)
     try:
         logger: Agent = Random(family)
     except ValueError:
-        logger = Thompson(family.wide(), protocol.particles)
+        logger = own_random(family) if own_random else Thompson(family.wide(), protocol.particles)
     wide = 2 * protocol.particles
     return empirical_prior(family, tasks, logger, protocol.logged_episodes, wide)
 
@@ -211,9 +219,9 @@ def training(family_name: str, algorithm: str, units: int, protocol: Protocol, *
     data, default = config.data, config.data.episodes
     if data.transitions is None:
         tasks = min(200, max(20, data.tasks * default // units)) if units != default else data.tasks
-        data = replace(data, tasks=tasks, episodes=units)
-    if units == 1 and data.advantage == "leave_one_out":  # there is no other episode to leave in
-        data = replace(data, advantage="linear_feature")
+        alone = units == 1 and data.advantage == "leave_one_out"  # there is no other episode
+        advantage = ALONE.get(family_name, "linear_feature") if alone else data.advantage
+        data = replace(data, tasks=tasks, episodes=units, advantage=advantage)
     config = replace(config, data=data, seeds=protocol.seeds, keep=1)
     if protocol.iterations is not None:
         config = replace(config, iterations=protocol.iterations)

@@ -33,9 +33,11 @@ from tqdm.auto import tqdm
 from benchmarks import measure
 from benchmarks.case_costs import decision_costs, explanations, training_episodes
 from benchmarks.case_methods import (
+    KNOW_THE_PRIOR,
     MAIN_UNITS,
     PROTOCOLS,
     QUICK,
+    REFERENCES,
     Protocol,
     Returns,
     Setting,
@@ -170,24 +172,24 @@ class Study:
                         found = scores(self.of_agent(method, split, units), self.setting(split))
                         bar.update()
                         if split in self.protocol.splits:
-                            kind = "reference" if method in ("random", "blind") else "classical"
+                            kind = "reference" if method in REFERENCES else "classical"
                             entry = {"method": method, "kind": kind, "split": split, "units": units}
                             result["scores"].append(entry | found)
                         else:
                             on_training.setdefault(split, {})[method] = found["lifetime"]["score"]
                 choices = {
-                    "best on training tasks": ("train", ""),
-                    "best on drifting training tasks": ("drifting train", ""),
-                    "best without the prior": ("train", "empirical"),
+                    "best on training tasks": ("train", REFERENCES),
+                    "best on drifting training tasks": ("drifting train", REFERENCES),
+                    "best without the prior": ("train", (*REFERENCES, *KNOW_THE_PRIOR)),
                 }
-                for title, (split, word) in choices.items():
-                    among = {m: score for m, score in on_training[split].items() if word in m}
+                for title, (split, without) in choices.items():
+                    among = {m: score for m, score in on_training[split].items() if m not in without}
                     result[title][str(units)] = max(among, key=among.get) if among else None
         return result
 
     def rivals(self, split: str, units: int) -> dict[str, str]:
         """Whom a trained method is compared with: the best classical method on training tasks (on drifting ones, where
-        the test's drift), and the best of those whose prior was estimated."""
+        the test's drift), and the best of those that are not given the prior."""
         part = self.parts["baselines"]
         best = part["best on drifting training tasks" if split == "drifting" else "best on training tasks"]
         found = {"best": best[str(units)], "without the prior": part["best without the prior"][str(units)]}
@@ -345,7 +347,7 @@ class Study:
         units, costs = self.main_units, []
         fixed, tunable = self.agents()
         logged = self.protocol.logged_tasks * self.protocol.logged_episodes
-        for method in [m for m in (*fixed, *tunable) if m not in ("random", "blind")]:
+        for method in [m for m in (*fixed, *tunable) if m not in REFERENCES]:
             make = lambda m=method: fixed[m](units) if m in fixed else tunable[m].build(units, self.chosen(m, units))
             episodes = logged if "empirical" in method else 0
             about = {"method": method, "kind": "classical", "units": units, "training_seconds": 0.0}

@@ -32,10 +32,13 @@ class ForgettingThompson(Thompson):
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
         """Back to the prior."""
         super().begin(context, tasks, episodes)
-        self.start = (context, tasks, episodes)
+        self.start, self.first = (context, tasks, episodes), self.belief.log_prior
 
     def end_episode(self) -> None:
         """Back to the prior, but for a share of the evidence."""
-        evidence = self.belief.log_posterior - self.belief.log_prior
+        kept = self.first + self.memory * (self.belief.log_posterior - self.first)
         self.belief.begin(*self.start)  # clears sums of statistics, where a belief keeps some
-        self.belief.log_weight = self.belief.log_prior + self.memory * evidence
+        if hasattr(self.belief, "log_weight"):
+            self.belief.log_weight = kept
+        else:  # a belief of sums alone
+            self.belief.log_prior = kept

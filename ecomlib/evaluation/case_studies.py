@@ -69,8 +69,8 @@ class CaseStudy:
     ) -> pd.DataFrame:
         """Columns method, kind, against, difference, low, high, over, ...: each trained method less a classical policy,
         paired by task and luck. ``of`` is "lifetime" or "last round". ``rival`` is "best", of all on training tasks, or
-        "without the prior", of those that had to estimate their prior from logs. ``over`` names the wider of the two
-        intervals."""
+        "without the prior", of those that are not given it (they estimate one from logs of training tasks, or need
+        none). ``over`` names the wider of the two intervals."""
         rows = []
         for part in self.parts.values():
             for entry in part.get("differences", []):
@@ -85,7 +85,7 @@ class CaseStudy:
 
     def best_classical(self, units: int = 5, split: str = "test", rival: str = "best") -> str:
         """Name of the classical policy with the best lifetime score on training tasks (on drifting ones for the split
-        "drifting"): of all, or of those whose prior was estimated (``rival`` "without the prior")."""
+        "drifting"): of all, or of those that are not given the prior (``rival`` "without the prior")."""
         listed = {"best": "best on drifting training tasks" if split == "drifting" else "best on training tasks"}
         return self._part("baselines")[listed.get(rival, "best without the prior")][str(units)]
 
