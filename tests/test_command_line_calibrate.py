@@ -117,8 +117,8 @@ def test_what_is_no_table_or_no_place_is_refused(calibrate, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["navigation", "--table", "x"], "family = 'navigation'; allowed for calibrate: pricing"),
-        (["--table", "x"], "name a task family first: python -m ecomlib calibrate {pricing}"),
+        (["navigation", "--table", "x"], "family = 'navigation'; allowed for calibrate: pricing, inventory, bidding, recommendation"),
+        (["--table", "x"], "name a task family first: python -m ecomlib calibrate {pricing,inventory,bidding,recommendation}"),
         ([], "name a task family first"),
     ],
 )

@@ -119,10 +119,14 @@ class InventoryCalibration:
         """Held-out periods in two panels: units by decile, and service levels. Returns the figure."""
         return plot_service(self.held_out, axes)
 
-    def summary(self) -> dict[str, int]:
-        """What the table held: rows, products and fitted products."""
-        products = int(self.sales["product"].nunique())
-        return {"rows": len(self.sales), "products": products, "fitted_products": len(self.products)}
+    def summary(self) -> dict[str, int | list[float]]:
+        """What the table held: rows, products and fitted products; and the errors of the prior's mean."""
+        return {
+            "rows": len(self.sales),
+            "products": int(self.sales["product"].nunique()),
+            "fitted_products": len(self.products),
+            "prior_error": list(self.prior_error),
+        }
 
     def __str__(self) -> str:
         def block(title: str, table: pd.DataFrame, **options) -> str:

@@ -66,3 +66,12 @@ def clicks() -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     table["propensity"] = table["propensity"].round(6)
     return table[["policy", "campaign", "item", "position", "impressions", "clicks", "propensity"]]
+
+
+def random_clicks(path: str | Path) -> pd.DataFrame:
+    """What the random policy showed, from the committed table, as `read_clicks` wants it: item, position, impressions,
+    clicks. An item is one of a campaign; items of different campaigns are different."""
+    table = pd.read_csv(path)
+    table = table[table["policy"] == "random"]
+    item = table["campaign"] + " " + table["item"].astype(str)
+    return table.assign(item=item)[["item", "position", "impressions", "clicks"]].reset_index(drop=True)

@@ -80,6 +80,15 @@ class PricingCalibration:
         """Held-out weeks in two panels: units by decile, and units against relative price. Returns the figure."""
         return plot_held_out(self.held_out, axes)
 
+    def summary(self) -> dict[str, int | list[float]]:
+        """What the table held: rows, products and fitted products; and the errors of the prior's mean."""
+        return {
+            "rows": len(self.sales),
+            "products": int(self.sales["product"].nunique()),
+            "fitted_products": len(self.products),
+            "prior_error": list(self.prior_error),
+        }
+
     def sensitivity(
         self, margins: Sequence[float] | None = None, visitors_scale: Sequence[float] = (0.5, 1.0, 2.0)
     ) -> pd.DataFrame:
