@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from scipy.stats import nbinom, poisson
+from scipy.stats import nbinom, norm, poisson
 
 from ecomlib import noise
 from ecomlib.families import sample_tasks, split, take
@@ -334,7 +334,7 @@ def test_seen_inverts_observe(name):
             assert torch.allclose(
                 seen.weekday[0, 0], torch.tensor(family.weekday)[int(state.day[0, 0]) % len(family.weekday)]
             )
-            assert torch.equal(observation[..., 7] > 0, (state.sold == state.available) & (state.day > 0))
+            assert torch.equal(observation[..., 8] > 0, (state.sold == state.available) & (state.day > 0))
 
 
 def test_observation_by_hand(family):
@@ -342,8 +342,8 @@ def test_observation_by_hand(family):
     tasks = tasks_of(family, 1)._replace(price=torch.tensor([1.5]), holding=torch.tensor([0.2]))
     state = family.reset(tasks, 1, torch.zeros(1, 1, 1))
     state = state._replace(day=state.day + 3, stock=state.stock + 3, available=state.stock + 10, sold=state.stock + 7)
-    log = np.log1p([3, 10, 7]) / np.log1p(176)
-    assert torch.allclose(family.observe(tasks, state)[0, 0], torch.tensor([3 / 14, 1.5, 0.2, 1.0, *log, 0.0]))
+    expected = [3 / 14, 1.5, 0.2, norm.ppf(0.5 / 0.7), 1.0, *np.log1p([3, 10, 7]), 0.0]
+    assert torch.allclose(family.observe(tasks, state)[0, 0], torch.tensor(expected))
 
 
 # ------------------------------------------------------------------------------------------------ dynamics

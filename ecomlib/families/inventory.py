@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -115,8 +114,8 @@ class CensoredInventory(Prior):
 
     @property
     def observation_size(self) -> int:
-        """Length of an observation: 8, and one for each order that can be on its way in the morning."""
-        return 8 + max(0, self.lead_time - 1)
+        """Length of an observation: 9, and one for each order that can be on its way in the morning."""
+        return 9 + max(0, self.lead_time - 1)
 
     @property
     def horizon(self) -> int:
@@ -176,27 +175,26 @@ class CensoredInventory(Prior):
         return StockState(zeros, zeros, zeros, zeros, zeros, regime, pipeline)
 
     def observe(self, tasks: Product, state: StockState) -> Tensor:
-        """(M, N, 8 + lead_time - 1): day / days, price, holding cost, today's multiplier, then logarithms of units
-        (log1p, 1 at the highest level) on the shelf, available yesterday and sold yesterday, whether yesterday sold
-        out, and what is on its way."""
-        units = torch.stack((state.stock, state.available, state.sold), -1).log1p() / self._scale
+        """(M, N, 9 + lead_time - 1): day / days, price, holding cost, safety factor (normal quantile of the critical
+        fractile), today's multiplier, then logarithms (log1p) of the units on the shelf, available yesterday and sold
+        yesterday, whether yesterday sold out, and what is on its way."""
         shape = state.day.shape
+        fractile = (tasks.price - 1) / (tasks.price - 1 + tasks.holding)
+        context = torch.stack((tasks.price, tasks.holding, torch.special.ndtri(fractile)), -1)
         sold_out = (state.sold >= state.available) & (state.day > 0)
-        seen = (state.day / self.days, tasks.price[:, None].expand(shape), tasks.holding[:, None].expand(shape),
-                self._weekday(state.day))  # fmt: skip
-        parts = [torch.stack(seen, -1), units, sold_out.to(units.dtype)[..., None]]
+        units = torch.stack((state.stock, state.available, state.sold), -1).log1p()
+        parts = [(state.day / self.days)[..., None], context[:, None].expand(*shape, 3),
+                 self._weekday(state.day)[..., None], units, sold_out.to(units.dtype)[..., None]]  # fmt: skip
         if self.lead_time > 1:
-            parts.append(state.pipeline.log1p() / self._scale)
+            parts.append(state.pipeline.log1p())
         return torch.cat(parts, -1)
 
     def seen(self, observation: Tensor) -> SeenStock:
         """The same observation in days and units: the inverse of the scaling in ``observe``."""
-        day, price, holding, weekday = observation[..., :4].unbind(-1)
-        units = lambda x: (x * self._scale).expm1().round()
-        stock, available, sold = units(observation[..., 4:7]).unbind(-1)
-        return SeenStock(
-            (day * self.days).round(), price, holding, weekday, stock, available, sold, units(observation[..., 8:])
-        )
+        day, price, holding, _, weekday = observation[..., :5].unbind(-1)
+        stock, available, sold = observation[..., 5:8].expm1().round().unbind(-1)
+        on_the_way = observation[..., 9:].expm1().round()
+        return SeenStock((day * self.days).round(), price, holding, weekday, stock, available, sold, on_the_way)
 
     def step(
         self, tasks: Product, state: StockState, action: Tensor, noise: Tensor
@@ -233,10 +231,6 @@ class CensoredInventory(Prior):
         size = tasks.staircase.shape[1] // len(self.multipliers)
         found = torch.searchsorted(tasks.staircase, uniform.to(tasks.staircase.dtype) + row)
         return (found - row * size).clamp(min=0).to(uniform.dtype)
-
-    @property
-    def _scale(self) -> float:
-        return math.log1p(self.levels[-1])
 
     def _weekday(self, day: Tensor) -> Tensor:
         return constant(self.weekday, day)[day.long() % len(self.weekday)]
