@@ -68,6 +68,17 @@ PROTOCOLS = {"pricing": Protocol(many_particles=8192)}
 """Families whose protocol is not ``Protocol()``: a belief that sums its data up can afford more particles."""
 QUICK = Protocol(rounds=3, units=(2, 5), tasks=12, tuning_tasks=6, seeds=2, particles=32, logged_tasks=5, iterations=2)
 """Tiny sizes: does everything run?"""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pricing": {"policy.inputs": (0, 2, 3, 4), "inner.steps": 2, "data.stage_weights": (0.3, 0.3, 0.4)},
+    "pricing rl-maml": {"outer.lr": 1e-2},
+    "pricing trpo-maml": {"outer.trust.radius": 0.01, "iterations": 100},
+    "pricing fomaml": {"data.stage_weights": (0.0, 0.2, 0.8)},
+    "pricing reptile": {"data.stage_weights": None},
+    "pricing 1": {"policy.inputs": (0, 2)},
+    "pricing ppo-maml 20": {"data.stage_weights": (0.05, 0.15, 0.8)},
+}
+"""Where a case study differs from the defaults of the command line, which train for the round after one inner step:
+settings by family, family and algorithm, family and units, all three; tuned on training tasks."""
 ALONE = {"recommendation": "same_step"}
 """Advantage of a single unit, in place of leave-one-out: a fitted baseline, or where observations are too long for one
 that of the step alone."""
@@ -223,15 +234,20 @@ def training(family_name: str, algorithm: str, units: int, protocol: Protocol, *
         advantage = ALONE.get(family_name, "linear_feature") if alone else data.advantage
         data = replace(data, tasks=tasks, episodes=units, advantage=advantage)
     config = replace(config, data=data, seeds=protocol.seeds, keep=1)
-    if protocol.iterations is not None:
-        config = replace(config, iterations=protocol.iterations)
-    for name, value in changes.items():
-        part, _, field = name.rpartition(".")
-        if part:
-            config = replace(config, **{part: replace(getattr(config, part), **{field: value})})
-        else:
-            config = replace(config, **{field: value})
-    return config
+    keys = family_name, f"{family_name} {algorithm}", f"{family_name} {units}", f"{family_name} {algorithm} {units}"
+    own = {name: value for key in keys for name, value in SETTINGS.get(key, {}).items()}
+    # Together, because numbers of steps and of weights have to agree.
+    config = changed(config, {**own, **changes})
+    return config if protocol.iterations is None else replace(config, iterations=protocol.iterations)
+
+
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """A configuration with other values of fields, or of fields of its parts ("inner.steps")."""
+    own = {name: value for name, value in changes.items() if "." not in name}
+    for part in dict.fromkeys(name.partition(".")[0] for name in changes if "." in name):
+        inside = {name.partition(".")[2]: v for name, v in changes.items() if name.startswith(part + ".")}
+        own[part] = changed(getattr(config, part), inside)
+    return replace(config, **own)
 
 
 def trained(
