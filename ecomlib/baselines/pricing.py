@@ -85,8 +85,10 @@ class PricingBelief(Belief):
         return self.values[particle, day, level].argmax(-1)
 
     def moments(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every price's action value on that day at that level of stock."""
+        """Of every price's action value on that day at that level of stock. Without a stock limit the prices of later
+        days are free of today's, so it is that of a day's profit (the last day's)."""
         day, level = self._shelf(observation)
+        day = self.family.days - 1 if self.family.stock is None else day
         table, weight = self.values[:, day], self.weight  # (P, levels, A), (M, N or 1, P)
         mean = self._average(weight, table, level)
         square = self._average(weight, table**2, level)
@@ -172,7 +174,9 @@ class ControlledVariance:
 
     noise_size = 1
 
-    def __init__(self, family: LogitPricing, distance: float = 0.05, particles: int | None = None, stores: bool = False):
+    def __init__(
+        self, family: LogitPricing, distance: float = 0.05, particles: int | None = None, stores: bool = False
+    ):
         if family.continuous or family.stock is not None:
             raise ValueError("ControlledVariance needs the price grid and no stock limit")
         self.family, self.distance, self.stores = family, distance, stores
