@@ -56,6 +56,8 @@ class Protocol:
     """Training tasks whose logs the empirical prior is estimated from."""
     logged_episodes: int = 5
     """Episodes of each in those logs, under random choices."""
+    few: bool = False
+    """With other units than the main ones leave out the methods that are tuned, and empirical Thompson sampling."""
     iterations: int | None = None
     """Outer steps of every training; None is each algorithm's own default."""
 
@@ -64,8 +66,14 @@ class Protocol:
         return self.many_particles if units > 5 and self.many_particles else self.particles
 
 
-PROTOCOLS = {"pricing": Protocol(many_particles=8192)}
-"""Families whose protocol is not ``Protocol()``: a belief that sums its data up can afford more particles."""
+PROTOCOLS = {
+    "pricing": Protocol(many_particles=8192),
+    "inventory": Protocol(),
+    "bidding": Protocol(tasks=300, tuning_tasks=100, few=True),
+    "recommendation": Protocol(tasks=200, tuning_tasks=70, few=True),
+}
+"""What differs is what a Bayesian's decision costs: a belief that sums its data up can afford more particles, one that
+bids for segments or ranks slates fewer tasks."""
 QUICK = Protocol(rounds=3, units=(2, 5), tasks=12, tuning_tasks=6, seeds=2, particles=32, logged_tasks=5, iterations=2)
 """Tiny sizes: does everything run?"""
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -152,10 +152,14 @@ class Study:
         self.tuned: dict[str, dict[int, float]] = {name: {} for name in tunable}
         result: dict[str, Any] = {"scores": [], "tuned": [], "best on training tasks": {}}
         result["best on drifting training tasks"], result["best without the prior"] = {}, {}
-        count = sum(len(t.grid) for t in tunable.values()) + (len(self.protocol.splits) + 2) * len(fixed | tunable)
-        with tqdm(total=count * len(self.protocol.units), desc=f"{self.name}, baselines", unit="trial") as bar:
+        lists, everything = ("train", "drifting train", *self.protocol.splits), [*fixed, *tunable]
+        few = [m for m in fixed if m != "empirical Thompson"] if self.protocol.few else everything
+        count = lambda own: len(own) * len(lists) + sum(len(t.grid) for m, t in tunable.items() if m in own)
+        main, others = count(everything), (len(self.protocol.units) - 1) * count(few)
+        with tqdm(total=main + others, desc=f"{self.name}, baselines", unit="trial") as bar:
             for units in self.protocol.units:
-                for method, t in tunable.items():
+                methods = everything if units == self.main_units else few
+                for method, t in [(m, t) for m, t in tunable.items() if m in methods]:
                     lifetimes = []
                     for value in t.grid:
                         found = self.of_agent(method, t.on, units, value)
@@ -166,8 +170,8 @@ class Study:
                         "method": method, "units": units, "setting": t.setting, "grid": list(t.grid), "on": t.on,
                         "training score": lifetimes, "chosen": self.tuned[method][units],
                     })  # fmt: skip
-                methods, on_training = [*fixed, *tunable], {}
-                for split in ("train", "drifting train", *self.protocol.splits):
+                on_training: dict[str, dict[str, float]] = {}
+                for split in lists:
                     for method in methods:
                         found = scores(self.of_agent(method, split, units), self.setting(split))
                         bar.update()
@@ -461,7 +465,7 @@ def main() -> None:
     torch.set_num_threads(1)
     path = arguments.json or results / "case_studies" / f"{arguments.family}.json"
     cache = Path("build") / "case_studies" / (path.stem if arguments.json is None else f"{path.stem}-elsewhere")
-    protocol = QUICK if arguments.quick else PROTOCOLS.get(arguments.family, Protocol())
+    protocol = QUICK if arguments.quick else PROTOCOLS[arguments.family]
     study = Study(arguments.family, protocol, path, arguments.runs, cache)
     for part in PARTS:
         if part.replace(" ", "-") in arguments.parts:
