@@ -102,6 +102,33 @@ def test_the_best_order_is_the_critical_fractile(family, tasks):
     assert np.allclose(profit.diff(dim=1).numpy(), gain, atol=1e-8)
 
 
+def test_the_recursion_of_the_planner():
+    """(eq-inventory-bellman): backward over days and stocks in plain Python, where demand changes from day to day so
+    that the shelf of yesterday binds; with steady demand the best level is the same every day."""
+    family = CensoredInventory(days=5, weekday=(1.7, 0.3), levels=tuple(range(0, 31)), prior=DemandRanges((3.0, 9.0)))
+    tasks = sample_tasks(family, 3, torch.Generator().manual_seed(2))
+    units = np.arange(31)
+    for i in range(3):
+        mu, phi, p, h = (x[i].item() for x in (tasks.mean, tasks.dispersion, tasks.price, tasks.holding))
+        value, order = np.zeros(31), []
+        for day in reversed(range(5)):
+            law = nbinom(mu * family.weekday[day % 2] / (phi - 1), 1 / phi)
+            ready = []
+            for y in units:
+                chance = np.append(law.pmf(np.arange(y)), law.sf(y - 1))
+                left = y - np.arange(y + 1)
+                ready.append((chance * ((p - 1) * (y - left) - h * left + value[left])).sum())
+            value = np.array([max(ready[x:]) for x in units])
+            order.append(int(np.argmax(ready)))
+        assert family.oracle_return(tasks)[i].item() == pytest.approx(value[0], rel=1e-9)
+        assert order[0] > order[1]  # the last day is a busy one, the day before it is not
+    steady = CensoredInventory(levels=tuple(range(0, 180)))
+    tasks = sample_tasks(steady, 50, torch.Generator().manual_seed(3))
+    fractile = ((tasks.price - 1) / (tasks.price - 1 + tasks.holding)).numpy()
+    best = torch.tensor(law_of(tasks).ppf(fractile[:, None])[:, 0]).long()
+    assert torch.allclose(steady._planned(tasks, best.expand(14, -1)), steady.oracle_return(tasks), rtol=1e-10)
+
+
 def test_the_blind_order_is_a_fractile_of_the_mixture():
     """(eq-blind-order): with every level on offer the blind level is the same fractile of demand averaged over the
     prior."""
