@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import tyro
 from torch import Tensor
@@ -188,9 +188,7 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """The task family."""
     outer: OuterT
     """The outer step."""
-    family_name: tyro.conf.Suppress[
-        Literal["pricing", "inventory", "bidding", "recommendation", "navigation", "shop"]
-    ]
+    family_name: tyro.conf.Suppress[Literal["pricing", "inventory", "bidding", "recommendation", "navigation", "shop"]]
     """Chooses the task family."""
     algorithm: Literal["ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo"]
     """Chooses the outer step and defaults; every default can be changed."""
@@ -254,39 +252,67 @@ class TrainConfig(Generic[FamilyT, OuterT]):
 
 
 # ------------------------------------------------------------------------------------------------- defaults
+@dataclass(frozen=True)
+class Defaults:
+    """What trains well on a family: found on training tasks, the book's own settings where it has runs."""
+
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    inner: InnerSettings = field(default_factory=InnerSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    ppo: PPOStep = field(default_factory=lambda: PPOStep(lr=3e-3, epochs=3))
+    trpo: TRPOStep = field(default_factory=TRPOStep)
+    recurrent: tuple[DataSettings, PPOStep] | None = None
+    """For a policy with a memory; None is as above."""
+
+
+DEFAULTS = {
+    # The policy sees the calendar alone, so that it must learn a product from its sales, by adapting.
+    "pricing": Defaults(
+        PolicySettings(hidden=(32,), inputs=(0, 2)),
+        InnerSettings(lr=4.0, own_unit=True),
+        DataSettings(tasks=40, episodes=5, advantage="same_step"),
+        # What a price teaches pays off on later days: reward to go, other stores as baseline.
+        recurrent=(DataSettings(tasks=64, episodes=8), PPOStep(lr=1e-2, epochs=4)),
+    ),
+    "inventory": Defaults(
+        PolicySettings(hidden=(32,)),
+        InnerSettings(lr=1.0, own_unit=True),
+        DataSettings(tasks=40, episodes=5, stage_weights=(1.0, 4.0), advantage="same_step"),
+        PPOStep(lr=1e-2, epochs=3),
+    ),
+    "bidding": Defaults(),
+    "recommendation": Defaults(),
+    "navigation": Defaults(
+        PolicySettings(hidden=(100, 100), activation="relu", minimum_std=0.4),
+        InnerSettings(steps=2, lr=(0.5, 0.25), surrogate="log_likelihood"),
+        DataSettings(20, transitions=2000, stage_weights=(0.2, 0.4, 0.4), advantage="linear_feature", discount=0.99),
+        PPOStep(lr=2e-3, log_std_lr=0.006),
+        TRPOStep(replace(TRPOStep().trust, radius=0.015), transitions=250),
+    ),
+    "shop": Defaults(),
+}
+"""Of every family."""
+
+
 def default_config(family: str, algorithm: str) -> TrainConfig:
-    """Settings that a command without flags trains with: those of the book's own runs where it has some."""
-    settings: dict[str, Any] = {"policy": PolicySettings(), "inner": InnerSettings(), "data": DataSettings()}
-    outer = OUTER[algorithm]()
-    if family == "pricing":
-        # The policy sees the calendar alone, so that it must learn a product from its sales, by adapting.
-        settings["policy"] = PolicySettings(hidden=(32,), inputs=(0, 2))
-        settings["inner"] = InnerSettings(lr=4.0, own_unit=True)
-        settings["data"] = DataSettings(tasks=40, episodes=5, advantage="same_step")
-    if family == "navigation":
-        settings["policy"] = PolicySettings(hidden=(100, 100), activation="relu", minimum_std=0.4)
-        settings["inner"] = InnerSettings(steps=2, lr=(0.5, 0.25), surrogate="log_likelihood")
-        weights = (0.2, 0.4, 0.4)
-        settings["data"] = DataSettings(
-            20, transitions=2000, stage_weights=weights, advantage="linear_feature", discount=0.99
-        )
+    """Settings that a command without flags trains with."""
+    of = DEFAULTS[family]
+    policy, inner, data, outer = of.policy, of.inner, of.data, OUTER[algorithm]()
     if isinstance(outer, PPOStep):
-        outer = PPOStep(lr=3e-3, epochs=3) if family != "navigation" else PPOStep(lr=2e-3, log_std_lr=0.006)
-    if algorithm == "trpo-maml" and family == "navigation":
-        outer = TRPOStep(replace(outer.trust, radius=0.015), transitions=250)
+        outer = of.ppo
+    if isinstance(outer, TRPOStep):
+        outer = of.trpo
     if algorithm == "recurrent-ppo":
-        settings["policy"] = PolicySettings(network="gru", hidden=(64,), minimum_std=settings["policy"].minimum_std)
-        settings["inner"] = replace(settings["inner"], steps=0, lr=0.1)
-        settings["data"] = replace(settings["data"], stage_weights=None)
-        if family == "pricing":  # what a price teaches pays off on later days: reward to go, other stores as baseline
-            settings["data"], outer = DataSettings(tasks=64, episodes=8), PPOStep(lr=1e-2, epochs=4)
+        policy = PolicySettings(network="gru", hidden=(64,), minimum_std=policy.minimum_std)
+        inner = replace(inner, steps=0, lr=0.1)
+        data, outer = of.recurrent or (replace(data, stage_weights=None), outer)
     change = {
         "fomaml": {"first_order": True},
         "anil": {"adapts": "head"},
-        "meta-sgd": {"learn_lr": True, "lr": 4.0 if family == "pricing" else 0.1},
-        "reptile": {"steps": max(2, settings["inner"].steps)},
+        "meta-sgd": {"learn_lr": True, "lr": inner.lr if isinstance(inner.lr, float) else 0.1},
+        "reptile": {"steps": max(2, inner.steps)},
     }
-    settings["inner"] = replace(settings["inner"], **change.get(algorithm, {}))
+    inner = replace(inner, **change.get(algorithm, {}))
     if algorithm == "reptile":
-        settings["data"] = replace(settings["data"], stage_weights=None)
-    return TrainConfig(FAMILIES[family](), outer, family, algorithm, **settings)
+        data = replace(data, stage_weights=None)
+    return TrainConfig(FAMILIES[family](), outer, family, algorithm, policy, inner, data)
