@@ -174,7 +174,7 @@ def _alone(learner: MAML, meta: list[Tensor], where: Setting, steps: int = 80, e
     """Score after many small inner steps on many episodes: at least what the policy class can reach."""
     lr = learner.inner.rate(0)
     inner = replace(learner.inner, steps=1, lr=lr / 4 if isinstance(lr, float) else lr)
-    patient = MAML(learner.policy, inner, learner.outer, replace(learner.config, episodes=episodes))
+    patient = MAML(learner.policy, inner, learner.outer, replace(learner.config, episodes=episodes, stage_weights=None))
     phi, _ = patient.train_task(meta, where.family, where.tasks, 1, steps)
     data = patient.evaluate_task(phi[-1], where.family, where.tasks, 1, episode=steps)
     returns = data.returns.mean(-1).double().numpy()

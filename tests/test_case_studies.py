@@ -192,7 +192,8 @@ def test_a_training_plays_as_many_episodes_with_any_number_of_units(units):
     default = default_config("pricing", "ppo-maml")
     assert config.data.episodes == units and config.seeds == 5 and config.iterations == default.iterations
     assert config.data.tasks == min(200, max(20, 200 // units))
-    assert training_episodes(config) == config.iterations * config.data.tasks * units * 2
+    rounds = 3  # of pricing: before, between and after two inner steps
+    assert training_episodes(config) == config.iterations * config.data.tasks * units * rounds
 
 
 def test_the_command_that_a_run_names_trains_its_configuration(monkeypatch, tmp_path):
@@ -296,7 +297,7 @@ def test_a_study_is_read_back_as_tables(tiny):
     best = tuned.loc[tuned.groupby("method").score.idxmax()]
     assert best.chosen.all()
     cost = case.cost().set_index("method")
-    assert cost.training_episodes["PPO-MAML"] == 1 * 100 * 2 * 2 and cost.training_seconds["Thompson"] == 0
+    assert cost.training_episodes["PPO-MAML"] == 1 * 100 * 2 * 3 and cost.training_seconds["Thompson"] == 0
     assert (cost[["adapting_1", "deciding_1000"]] > 0).all().all()
     goal = case.goal()
     assert goal["reached"] in (True, False) and goal["explanations"][0]["score"] == 0.5
@@ -323,7 +324,7 @@ def test_a_part_is_made_once_and_a_run_of_other_settings_is_not_reused(tiny, cap
     with pytest.raises(SystemExit, match="another protocol"):
         case_studies.Study("pricing", replace(TINY, luck=1), study.path, study.runs, study.cache)
     with pytest.raises(SystemExit, match="other settings"):
-        study.train(training("pricing", "ppo-maml", 2, TINY, iterations=2), "ppo-maml-2")
+        study.train(training("pricing", "ppo-maml", 2, TINY, **{"outer.lr": 0.1}), "ppo-maml-2")
 
 
 def test_runs_are_folders_that_the_command_line_reads(tiny):
