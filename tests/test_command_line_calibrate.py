@@ -1,4 +1,4 @@
-"""``python -m ecomlib calibrate``: a table of sales in, a market that ``train --market`` reads out."""
+"""``python -m ecomlib calibrate``: a merchant's table in, a market that ``train --market`` reads out."""
 
 import hashlib
 import subprocess
@@ -12,7 +12,17 @@ import pytest
 from scipy.special import expit
 
 from ecomlib.__main__ import main
-from ecomlib.calibration import CalibrationConfig, calibrate_pricing
+from ecomlib.calibration import (
+    BiddingConfig,
+    CalibrationConfig,
+    InventoryConfig,
+    RecommendationConfig,
+    calibrate_bidding,
+    calibrate_inventory,
+    calibrate_pricing,
+    calibrate_recommendation,
+)
+from ecomlib.cli.calibrate import CALIBRATIONS
 from ecomlib.cli.train import read_market
 from ecomlib.runs import Run
 
@@ -117,8 +127,14 @@ def test_what_is_no_table_or_no_place_is_refused(calibrate, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["navigation", "--table", "x"], "family = 'navigation'; allowed for calibrate: pricing, inventory, bidding, recommendation"),
-        (["--table", "x"], "name a task family first: python -m ecomlib calibrate {pricing,inventory,bidding,recommendation}"),
+        (
+            ["navigation", "--table", "x"],
+            "family = 'navigation'; allowed for calibrate: pricing, inventory, bidding, rec",
+        ),
+        (
+            ["--table", "x"],
+            "name a task family first: python -m ecomlib calibrate {pricing,inventory,bidding,rec",
+        ),
         ([], "name a task family first"),
     ],
 )
@@ -134,3 +150,86 @@ def test_every_setting_of_the_calibration_is_a_flag(capsys):
     assert ended.value.code == 0
     for field in fields(CalibrationConfig):
         assert f"--{field.name.replace('_', '-')} " in told
+
+
+# ------------------------------------------------------------------------------------------- the other families
+def stock_table(rng):
+    """40 products, 40 days: a stock that does not know the product, and what was sold of it."""
+    mean, dispersion = np.exp(rng.normal(1.5, 0.6, (40, 1))), 1 + np.exp(rng.normal(0.2, 0.4, (40, 1)))
+    demand = rng.negative_binomial(mean / (dispersion - 1), 1 / dispersion, (40, 40))
+    stock = rng.integers(0, 20, demand.shape)
+    product, day = np.indices(demand.shape).reshape(2, -1)
+    sold = np.minimum(demand, stock).ravel()
+    return pd.DataFrame({"product": product, "day": day, "units": sold, "stock": stock.ravel()})
+
+
+def auction_table(rng):
+    """3 campaigns, 4 segments, all hours of 2 days."""
+    campaign, segment, day, hour = np.indices((3, 4, 2, 24)).reshape(4, -1)
+    rate, price = np.exp(rng.normal(-4, 0.8, (3, 4))), np.exp(rng.normal(-4.5, 0.4, (3, 4)))
+    bid = 0.012 * np.exp(rng.normal(0, 0.5, len(hour)))
+    wins = rng.binomial(500, 1 / (1 + (price[campaign, segment] / bid) ** 2))
+    paid = wins * np.minimum(bid, price[campaign, segment]) * 0.8
+    columns = {"campaign": campaign, "segment": segment, "day": day, "hour": hour, "requests": 500, "wins": wins}
+    return pd.DataFrame(columns | {"spend": paid, "bid": bid, "clicks": rng.poisson(wins * rate[campaign, segment])})
+
+
+def click_table(rng):
+    """12 segments, 15 items, 3 places."""
+    shopper, item, position = np.indices((12, 15, 3)).reshape(3, -1)
+    rate = np.exp(rng.normal(-4, 0.7, (12, 15)))[shopper, item] * 0.8**position
+    clicks = rng.binomial(400, rate)
+    columns = {"shopper": shopper, "item": item, "position": position + 1, "impressions": 400, "clicks": clicks}
+    return pd.DataFrame(columns | {"carts": rng.binomial(clicks, 0.1)})
+
+
+OTHERS = {
+    "inventory": (stock_table, calibrate_inventory, InventoryConfig(minimum_units=30),
+                  {"levels": 9, "daily_units": 7.0}, "units"),
+    "bidding": (auction_table, calibrate_bidding, BiddingConfig(value=0.5), {"segments": 3}, "wins"),
+    "recommendation": (click_table, calibrate_recommendation, RecommendationConfig(features=3), {"slates": 4},
+                       "clicks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_family_is_calibrated_written_and_trained_on(name, tmp_path, capsys, monkeypatch):
+    """The same market in the file as from the library, a picture, and a run of one iteration on it."""
+    make, fit, config, grid, column = OTHERS[name]
+    monkeypatch.chdir(tmp_path)
+    table = make(np.random.default_rng(3))
+    table.to_csv("table.csv", index=False)
+    given = {k: v for k, v in vars(config).items() if v != getattr(type(config)(), k)} | grid
+    flags = [x for k, v in given.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    assert main(["calibrate", name, "--table", "table.csv", "--out", "market.toml", *flags]) == 0
+    told, found = capsys.readouterr().out, fit("table.csv", config)
+    assert str(found) in told and f"train {name} --market market.toml" in told
+    family = read_market(tmp_path / "market.toml", name)
+    assert family == found.family(**grid)
+    stored = tomllib.loads((tmp_path / "market.toml").read_text())["calibration"]
+    assert stored["rows"] == len(table) and stored["assumptions"] == list(found.assumptions)
+    assert stored["sha256"] == hashlib.sha256((tmp_path / "table.csv").read_bytes()).hexdigest()
+    assert (tmp_path / "market.svg").read_text().startswith("<?xml")
+    tiny = "--iterations 1 --data.tasks 4 --data.episodes 2 --policy.hidden 4 --run run --market market.toml".split()
+    assert main(["train", name, *tiny]) == 0
+    assert Run.open(tmp_path / "run").config.family == family
+
+    # A bad table: refused by column and row, and nothing on disk is touched.
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    table.loc[4, column] = -3
+    table.to_csv("bad.csv", index=False)
+    assert main(["calibrate", name, "--table", "bad.csv", "--out", "market.toml", "--overwrite"]) == 2
+    error = capsys.readouterr().err
+    assert f"error: column '{column}': 1 of {len(table)} rows out of range; the first is row 5" in error
+    assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_help_names_the_columns_and_every_setting(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", name, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and "one row per" in told
+    for kind in (CALIBRATIONS[name].config, CALIBRATIONS[name].grid):
+        for field in fields(kind):
+            assert f"--{field.name.replace('_', '-')}" in told
