@@ -180,7 +180,7 @@ def classical(
         ),
         "Thompson, forgets": Tunable(
             "memory",
-            (0.0, 0.1, 0.3, 0.6, 0.9),
+            (0.0, 0.01, 0.03, 0.1, 0.3, 0.6),
             "drifting train",
             lambda units, value: ForgettingThompson(family, size(units), stores=True, memory=value),
         ),
