@@ -54,7 +54,7 @@ from benchmarks.case_methods import (
     training,
 )
 from ecomlib.configuration import FAMILIES, TrainConfig, default_config
-from ecomlib.evaluation.case_studies import CASE_FORMAT
+from ecomlib.evaluation.case_studies import CASE_FORMAT, CaseStudy
 from ecomlib.files import write_json
 from ecomlib.learners import MAML
 from ecomlib.runs import Run, load_run
@@ -375,10 +375,8 @@ class Study:
     def goal(self) -> dict[str, Any]:
         """Whether a meta-learner, chosen on training tasks, reaches the goal on test tasks; and why, or why not."""
         units, part = self.main_units, self.parts["runs"]
-        chosen = {}
-        for of in ("last round", "lifetime"):
-            rows = [r for r in part["training scores"] if r["units"] == units and r[of] is not None]
-            chosen[of] = max(rows, key=lambda r: r[of])["method"]
+        case = CaseStudy(self.name, self.content["protocol"], self.parts)
+        chosen = {of: case.best_meta(units, of) for of in ("last round", "lifetime")}
         at = {e["method"]: e for e in part["scores"] if (e["split"], e["units"]) == ("test", units)}
         last = {"method": chosen["last round"]} | at[chosen["last round"]]["rounds"][-1]
         mine = lambda d: (d["method"], d["split"], d["units"], d["of"], d["rival"])

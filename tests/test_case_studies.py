@@ -291,6 +291,9 @@ def test_a_study_is_read_back_as_tables(tiny):
     outsider = case.best_classical(2, rival="without the prior")
     assert outsider in ("greedy empirical Bayes", "empirical Thompson", "epsilon-greedy", "controlled variance")
     assert (case.difference("test", 2, rival="without the prior").against == outsider).all()
+    on_training = case.parts["runs"]["training scores"]
+    assert case.best_meta(2, "last round") == max(on_training, key=lambda r: r["last round"])["method"]
+    assert goal_of(case)["last round"]["method"] == case.best_meta(2, "last round")
     assert case.sensitivity("test", 2).training_tasks.tolist() == [np.inf, 3.0]
     tuned = case.tuned()
     assert tuned.groupby(["method", "units"]).chosen.sum().eq(1).all()
@@ -302,6 +305,10 @@ def test_a_study_is_read_back_as_tables(tiny):
     goal = case.goal()
     assert goal["reached"] in (True, False) and goal["explanations"][0]["score"] == 0.5
     assert case.provenance("runs")["processor seconds"] > 0
+
+
+def goal_of(case):
+    return case.parts["goal"]
 
 
 def test_what_is_not_there_is_named(tiny):

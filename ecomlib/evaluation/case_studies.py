@@ -89,6 +89,13 @@ class CaseStudy:
         listed = {"best": "best on drifting training tasks" if split == "drifting" else "best on training tasks"}
         return self._part("baselines")[listed.get(rival, "best without the prior")][str(units)]
 
+    def best_meta(self, units: int = 5, of: str = "lifetime") -> str:
+        """Name of the meta-learner with the best score on training tasks: of the "lifetime" or the "last round"."""
+        rows = [r for r in self._part("runs")["training scores"] if r["units"] == units and r[of] is not None]
+        if not rows:
+            raise KeyError(f"no meta-learner with {units} units has a score on training tasks")
+        return max(rows, key=lambda r: r[of])["method"]
+
     def sensitivity(self, split: str = "test", units: int = 5) -> pd.DataFrame:
         """Columns training_tasks (number of distinct tasks; inf: a new one every time), score, low, high, over, ... of
         the lifetime, and last_score, last_low, last_high of the last round."""
