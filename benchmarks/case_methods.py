@@ -84,6 +84,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pricing reptile": {"data.stage_weights": None},
     "pricing 1": {"policy.inputs": (0, 2)},
     "pricing ppo-maml 20": {"data.stage_weights": (0.05, 0.15, 0.8)},
+    "inventory": {"iterations": 300},
+    "inventory rl-maml": {"outer.lr": 1e-2},
+    "inventory trpo-maml": {"outer.trust.radius": 0.01, "iterations": 100},
+    "inventory reptile": {"data.stage_weights": None},
 }
 """Where a case study differs from the defaults of the command line, which train for the round after one inner step:
 settings by family, family and algorithm, family and units, all three; tuned on training tasks."""

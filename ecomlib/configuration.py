@@ -276,9 +276,9 @@ DEFAULTS = {
     ),
     "inventory": Defaults(
         PolicySettings(hidden=(32,)),
-        InnerSettings(lr=1.0, own_unit=True),
+        InnerSettings(lr=3.0, own_unit=True),
         DataSettings(tasks=40, episodes=5, stage_weights=(1.0, 4.0), advantage="same_step"),
-        PPOStep(lr=1e-2, epochs=3),
+        PPOStep(lr=2e-2, epochs=3),
     ),
     "bidding": Defaults(),
     "recommendation": Defaults(),
