@@ -208,12 +208,13 @@ class PlackettLuce(Policy):
 
     Each position of the slate is a softmax over the items not yet shown. Actions: (task, episode, slate). A network of
     one output scores items one by one: an observation then holds ``items`` rows of features, (..., task, episode,
-    items * features). A network of ``items`` outputs scores all at once, from any observation.
+    items * features). A network of ``items`` outputs scores all at once, from any observation. ``constant``: what the
+    network sees of a task's items never changes, so it scores them once and not at every step of every episode.
     """
 
-    def __init__(self, network: Network, items: int, slate: int):
+    def __init__(self, network: Network, items: int, slate: int, constant: bool = False):
         super().__init__(network)
-        self.items, self.slate = items, slate
+        self.items, self.slate, self.constant = items, slate, constant
         check(self, "items", lambda x: whole(x, 1), "a whole number >= 1")
         check(self, "slate", lambda x: whole(x, 1, items), f"a whole number in 1..items = {items}")
         require(network.output_size in (1, items), "output_size", network.output_size, f"1 or items = {items}")
@@ -224,6 +225,9 @@ class PlackettLuce(Policy):
         if self.network.output_size > 1:
             return self.network.outputs(parameters, observation)
         *lead, episodes, width = observation.shape
+        if self.constant:
+            rows = observation[(0,) * (len(lead) - 1)][:, 0].unflatten(-1, (self.items, -1))
+            return self.network.outputs(parameters, rows)[:, None, :, 0].expand(*lead, episodes, -1)
         rows = observation.reshape(*lead, episodes * self.items, width // self.items)
         return self.network.outputs(parameters, rows).reshape(*lead, episodes, self.items)
 

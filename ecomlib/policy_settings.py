@@ -62,7 +62,8 @@ class PolicySettings:
                 MLP((len(self.inputs), *self.hidden, outputs), getattr(torch, self.activation)), self.inputs
             )
         if items:
-            return PlackettLuce(network, items, family.slate)
+            constant = rows is not None and set(self.inputs or range(seen)) <= set(getattr(family, "constant", ()))
+            return PlackettLuce(network, items, family.slate, constant)
         return Categorical(network) if family.actions else Gaussian(network, minimum_std=self.minimum_std)
 
 

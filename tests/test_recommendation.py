@@ -15,6 +15,8 @@ from ecomlib.families.recommendation import (
     SlateRecommendation,
 )
 from ecomlib.families.slates import best_slate, expected_gain, improved
+from ecomlib.policy_settings import PolicySettings
+from ecomlib.rollout import rollout
 
 
 @pytest.fixture(scope="module")
@@ -504,3 +506,23 @@ def test_catalogues_are_fixed_and_the_given_one_is_taken():
 def test_bad_settings_name_field_value_and_what_is_allowed(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_items_scored_once_are_items_scored_at_every_step(family):
+    """A policy that sees of the items what never changes: the same scores and gradients as row by row, and only then
+    does the family allow the short cut."""
+    settings = PolicySettings(hidden=(8,), inputs=tuple(range(7)))
+    policy, rows = settings.build(family), settings.build(family)
+    assert policy.constant and not replace(settings, inputs=(0, 7)).build(family).constant
+    rows.constant = False
+    tasks = tasks_of(family, 3)
+    shared = policy.initial(torch.Generator().manual_seed(0))
+    for parameters in (shared, [p * torch.tensor([1.0, 2.0, 0.5])[:, None, None] for p in shared]):
+        data = rollout(family, tasks, policy, parameters, 2, seed=0)
+        gradients = []
+        for one in (policy, rows):
+            leaves = [p.clone().requires_grad_() for p in parameters]
+            log_prob = one.log_prob(leaves, data.observation, data.action)
+            assert torch.allclose(log_prob, data.log_prob, rtol=1e-12)
+            gradients.append(torch.autograd.grad((log_prob * data.reward).sum(), leaves))
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-14) for a, b in zip(*gradients))

@@ -130,6 +130,11 @@ class SlateRecommendation(Prior):
         return (*item, *session, "place", "clicked", "cart", "order")
 
     @property
+    def constant(self) -> tuple[int, ...]:
+        """Numbers of the row's entries that are the same at every step: those of the item."""
+        return tuple(range(self.features + 3))
+
+    @property
     def observation_size(self) -> int:
         """``items`` rows, flattened."""
         return self.items * len(self.row)
