@@ -70,7 +70,7 @@ PROTOCOLS = {
     "pricing": Protocol(many_particles=8192),
     "inventory": Protocol(),
     "bidding": Protocol(tasks=300, tuning_tasks=100, few=True),
-    "recommendation": Protocol(tasks=200, tuning_tasks=70, few=True),
+    "recommendation": Protocol(tasks=300, tuning_tasks=100, particles=512, many_particles=1024, few=True),
 }
 """What differs is what a Bayesian's decision costs: a belief that sums its data up can afford more particles, one that
 bids for segments or ranks slates fewer tasks."""
@@ -88,6 +88,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "inventory rl-maml": {"outer.lr": 1e-2},
     "inventory trpo-maml": {"outer.trust.radius": 0.01, "iterations": 100},
     "inventory reptile": {"data.stage_weights": None},
+    "recommendation rl-maml": {"outer.lr": 0.05},
+    "recommendation trpo-maml": {"outer.trust.radius": 0.01, "iterations": 100},
+    "recommendation 20": {"inner.lr": 64.0},
+    "recommendation ppo-maml 20": {"outer.lr": 0.1},
 }
 """Where a case study differs from the defaults of the command line, which train for the round after one inner step:
 settings by family, family and algorithm, family and units, all three; tuned on training tasks."""

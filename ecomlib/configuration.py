@@ -281,7 +281,13 @@ DEFAULTS = {
         PPOStep(lr=2e-2, epochs=3),
     ),
     "bidding": Defaults(),
-    "recommendation": Defaults(),
+    # A score that is linear in what is known of an item, its taste features, margin and appeal: the weights are learned.
+    "recommendation": Defaults(
+        PolicySettings(hidden=(), inputs=tuple(range(7))),
+        InnerSettings(lr=16.0, own_unit=True),
+        DataSettings(tasks=40, episodes=5, advantage="same_step"),
+        PPOStep(lr=0.05, epochs=3),
+    ),
     "navigation": Defaults(
         PolicySettings(hidden=(100, 100), activation="relu", minimum_std=0.4),
         InnerSettings(steps=2, lr=(0.5, 0.25), surrogate="log_likelihood"),
