@@ -281,7 +281,7 @@ DEFAULTS = {
         PPOStep(lr=2e-2, epochs=3),
     ),
     "bidding": Defaults(),
-    # A score that is linear in what is known of an item: its taste features, margin and appeal. Its weights are learned.
+    # A score that is linear in what is known of an item: taste features, margin and appeal. Its weights are learned.
     "recommendation": Defaults(
         PolicySettings(hidden=(), inputs=tuple(range(7))),
         InnerSettings(lr=16.0, own_unit=True),
