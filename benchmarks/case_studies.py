@@ -462,7 +462,8 @@ def main() -> None:
         parser.error("--quick needs --json and --runs: its numbers are no results")
     torch.set_num_threads(1)
     path = arguments.json or results / "case_studies" / f"{arguments.family}.json"
-    cache = Path("build") / "case_studies" / (path.stem if arguments.json is None else f"{path.stem}-elsewhere")
+    own = arguments.family if arguments.json is None else f"{arguments.family}-{path.stem}-elsewhere"
+    cache = Path("build") / "case_studies" / own
     protocol = QUICK if arguments.quick else PROTOCOLS[arguments.family]
     study = Study(arguments.family, protocol, path, arguments.runs, cache)
     for part in PARTS:
