@@ -87,8 +87,8 @@ class SegmentBelief(Belief):
             rows = lambda x: x.transpose(1, 2)[:, None]
         else:
             rows = lambda x: x[..., None]
-        self.conversions = self.conversions + rows(end.conversions).sum(-1)
-        self.quality = self.quality + rows(end.quality).sum(-1)
+        self.conversions = self.conversions + rows(end.conversions - start.conversions).sum(-1)
+        self.quality = self.quality + rows(end.quality - start.quality).sum(-1)
         self.wins.scatter_add_(-1, rows(index), rows(counts * end.wins))
         self.losses.scatter_add_(-1, rows(index), rows(counts * (1 - end.wins)))
         self.summary = None
@@ -276,10 +276,10 @@ class UCBBidding(PIDPacing):
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
         """Pace, and add the tick's conversions and qualities."""
         super().observe(action, reward, next_observation, done)
-        seen = self.family.seen(next_observation)
+        after = self.family.seen(next_observation)
         pool = (lambda x: x.sum(1, keepdim=True)) if self.stores else (lambda x: x)
-        self.conversions = self.conversions + pool(seen.conversions)
-        self.quality = self.quality + pool(seen.quality)
+        self.conversions = self.conversions + pool(after.conversions - self.seen.conversions)
+        self.quality = self.quality + pool(after.quality - self.seen.quality)
 
 
 def agents(family: SegmentBidding, stores: bool = False) -> dict[str, Blind]:

@@ -93,6 +93,9 @@ class SegmentBidding(Prior):
         """K, one multiplier for each segment."""
         return self.segments
 
+    blocks = 4, 4
+    """Entries of an observation: of the campaign, and of each segment."""
+
     @property
     def noise_size(self) -> int:
         """Uniforms of a tick, for each segment: two that shift its lattice of lots, one for its conversions."""
@@ -139,9 +142,10 @@ class SegmentBidding(Prior):
         return AuctionState(zeros, zeros + tasks.budget[:, None], each, each, each, each, waiting)
 
     def observe(self, tasks: Campaigns, state: AuctionState) -> Tensor:
-        """(M, N, 4 + 4 K): tick / ticks, share of the budget left, log(budget / typical_budget), log value; then of the
-        last tick, by segment, the share of requests won, and log(1 + x) of the conversions that the quality won is
-        worth at the typical rate, of 100 times the share of the day's budget spent, and of conversions reported."""
+        """(M, N, 4 + 4 K): tick / ticks, share of the budget left, log(budget / typical_budget), log value; then, by
+        segment, the share of requests won in the last tick, and log(1 + x) of the day's totals so far: of the
+        conversions that the quality won is worth at the typical rate, of 100 times the share of the budget spent, and
+        of conversions reported."""
         budget, value = tasks.budget[:, None].clamp(min=_TINY), tasks.value[:, None]
         columns = (
             state.tick / self.horizon,
@@ -195,7 +199,13 @@ class SegmentBidding(Prior):
         reported = torch.where(last[..., None], queue.sum(2), queue[:, :, 0])
         left = (state.left - spend.sum(-1)).clamp(min=0)
         state = AuctionState(
-            state.tick + 1, left, won.to(spend.dtype).mean(2), quality, spend, reported, queue[:, :, 1:]
+            state.tick + 1,
+            left,
+            won.to(spend.dtype).mean(2),
+            state.quality + quality,
+            state.spend + spend,
+            state.conversions + reported,
+            queue[:, :, 1:],
         )
         reward = tasks.value[:, None] * reported.sum(-1) - self.profit * spend.sum(-1)
         return state, reward, last

@@ -25,14 +25,14 @@ class Campaigns(NamedTuple):
 
 class AuctionState(NamedTuple):
     """Where N days of M campaigns stand. ``tick`` and ``left`` are (M, N), ``waiting`` (M, N, delay, K), the others
-    (M, N, K) and of the last tick."""
+    (M, N, K)."""
 
     tick: Tensor
     left: Tensor  # money left
-    wins: Tensor  # requests won, as a share of those offered
-    quality: Tensor  # sum of the predicted qualities of the requests won
-    spend: Tensor  # money
-    conversions: Tensor  # reported
+    wins: Tensor  # requests won in the last tick, as a share of those offered
+    quality: Tensor  # sum of the predicted qualities of the requests won today
+    spend: Tensor  # money spent today
+    conversions: Tensor  # reported today
     waiting: Tensor  # conversions that will be reported in one, two, ... ticks
 
 
