@@ -40,6 +40,14 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _mix_number(x: int) -> int:
+    """``mix`` of a Python number, modulo 2^64."""
+    x %= 2**64
+    x = ((x ^ (x >> 30)) * MULTIPLIERS[0]) % 2**64
+    x = ((x ^ (x >> 27)) * MULTIPLIERS[1]) % 2**64
+    return x ^ (x >> 31)
+
+
 def _absorb(key: Tensor, value: Tensor | int) -> Tensor:
     # One finaliser a word: with plain sums, the draws at time t + 1 would be a shifted copy of those at time t.
     return mix(key + GOLDEN + value)
@@ -75,9 +83,13 @@ def uniform(
     dtype = dtype or torch.get_default_dtype()
     if dtype not in _BITS:
         raise ValueError(f"dtype = {dtype}: uniforms are float32 or float64")
-    key = torch.zeros((), dtype=torch.int64, device=task_id.device)
     # The seed is a word like the others: started from it, (seed 0, stream 1) would be (seed 1, stream 0).
-    for word in (seed, stream, episode, time):
+    key, words = 0, [seed, stream, episode, time]
+    if not torch.compiler.is_compiling():  # numbers are mixed as numbers, at a tenth of what tensors of one would take
+        while words and isinstance(words[0], int):
+            key = _mix_number(key + GOLDEN + words.pop(0))
+    key = torch.full((), _signed(key), dtype=torch.int64, device=task_id.device)
+    for word in words:
         key = _absorb(key, word)
     key = _absorb(_absorb(key, task_id)[:, None], replica)[..., None]
     word = _absorb(key, torch.arange(size, device=task_id.device))

@@ -49,6 +49,15 @@ def test_values_are_those_of_the_hash():
     assert draw(seed=1).item() == pytest.approx(reference(1, 0, 0, 0, 0, 0, 0), abs=0)
 
 
+@pytest.mark.parametrize("tensors", list(itertools.product((False, True), repeat=3)))
+def test_numbers_and_tensors_of_one_are_the_same_words(tensors):
+    """Numbers are mixed outside torch as far as the first tensor."""
+    for words in ((7, 3, 11), (2**62 - 1, 0, 2**40), (-5, -1, 2)):
+        given = [torch.tensor(word) if tensor else word for word, tensor in zip(words, tensors)]
+        found = draw(seed=given[0], task=9, replica=4, episode=given[1], time=given[2], stream=2, size=3)
+        assert [x.item() for x in found.flatten()] == [reference(words[0], 2, *words[1:], 9, 4, k) for k in range(3)]
+
+
 def test_every_word_of_the_key_matters():
     """No two of (seed, stream, episode, time, task, replica, index) share a draw; (seed 0, stream 1) is not (1, 0)."""
     draws = [
