@@ -34,6 +34,7 @@ def log(campaigns, days, seed):
         log_bid = math.log(prior.rate) - 0.5 + 0.7 * torch.randn(campaigns, days, 8, generator=generator)
         base = family.base_level(state.tick, state.left, tasks.budget[:, None], tasks.value[:, None])
         offered = family.offered(state.tick)[..., None].expand_as(log_bid)
+        before = state  # totals of the day so far
         state, _, _ = family.step(tasks, state, log_bid - base[..., None], draw())
         shape = np.indices(log_bid.shape)
         columns = {
@@ -42,9 +43,9 @@ def log(campaigns, days, seed):
             "segment": shape[2],
             "requests": offered.round(),
             "wins": (state.wins * offered).round(),
-            "spend": state.spend,
-            "conversions": state.conversions,
-            "quality": state.quality,
+            "spend": (state.spend - before.spend) * (state.wins > 0),
+            "conversions": (state.conversions - before.conversions).round(),
+            "quality": (state.quality - before.quality).clamp(min=0),
             "bid": log_bid.exp(),
         }
         parts.append(pd.DataFrame({name: np.ravel(x) for name, x in columns.items()}).assign(hour=hour))
