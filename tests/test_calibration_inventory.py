@@ -209,6 +209,7 @@ def test_family_reaches_the_best_levels_of_its_products(fitted):
     best = nbinom.ppf(ratio.numpy(), (tasks.mean / (tasks.dispersion - 1)).numpy(), (1 / tasks.dispersion).numpy())
     assert (best <= family.levels[-1]).mean() > 0.97
     assert fitted.family(levels=8, days=3).actions == 8
+    assert family.wide().demand_size <= family.demand_size < 2000
     with pytest.raises(ValueError, match="daily_units = 0.0; allowed: a finite number > 0"):
         fitted.family(daily_units=0.0)
     with pytest.raises(ValueError, match="levels = 1; allowed: a whole number >= 2"):

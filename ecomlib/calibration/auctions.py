@@ -11,6 +11,7 @@ from scipy.special import gammaln, log_ndtr, ndtr
 
 from ..plotting import COLOURS
 from .rates import fit_rates
+from .service import log_ticks
 from .shrinkage import Array
 from .tables import TableError, at_most, counts, identifiers, numbers, read_table, refuse
 
@@ -168,11 +169,13 @@ def plot_segments(found: BiddingCalibration, axes=None):
     left.plot(1000 * np.exp(grid), ndtr((grid - centre) / max(prior.rate_sd, 1e-3)), "-", color=model, label="prior")
     left.plot(1000 * order, share, "o", color=data, label="segments, shrunk")
     left.set(xscale="log", xlabel="conversions per 1,000 requests won", ylabel="share of segments with at most that")
+    log_ticks(left.xaxis)
     left.legend(frameon=False)
     rate, price = np.log(table["rate"]), np.exp(table["price"])
     right.plot(1000 * np.exp(rate), price, "o", color=data, label="segments")
     line = found.value * prior.rate * np.exp(prior.price + prior.price_slope * (grid - np.log(prior.rate)))
     right.plot(1000 * np.exp(grid), line, "-", color=model, label="prior, mean")
     right.set(xscale="log", yscale="log", xlabel="conversions per 1,000 requests won", ylabel="median competing price")
+    log_ticks(right.xaxis)
     right.legend(frameon=False)
     return left.figure

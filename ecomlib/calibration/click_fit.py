@@ -11,6 +11,7 @@ from scipy.special import gammaln, ndtr
 from ..plotting import COLOURS
 from .clicks import Cells, exposures
 from .rates import fit_rates
+from .service import log_ticks
 from .shrinkage import Array
 
 if TYPE_CHECKING:
@@ -91,5 +92,6 @@ def plot_clicks(found: RecommendationCalibration, axes=None):
     sd = max(found.spreads.appeal_sd, 1e-3)
     right.plot(1000 * np.exp(fitted.mean + sd * grid), ndtr(grid), "-", color=model, label="spread found")
     right.set(xlabel="clicks per 1,000 impressions", ylabel="share of items with at most that", xscale="log")
+    log_ticks(right.xaxis)
     right.legend(frameon=False)
     return left.figure

@@ -138,7 +138,6 @@ def plot_service(held_out: HeldOutService, axes=None):
         The matplotlib figure.
     """
     import matplotlib.pyplot as plt  # not needed by a calibration without pictures
-    from matplotlib.ticker import LogLocator, NullLocator
 
     if axes is None:
         _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -151,10 +150,7 @@ def plot_service(held_out: HeldOutService, axes=None):
         deciles["predicted"], deciles["actual"], "o", color=COLOURS["data"], label="a tenth of the product-periods"
     )
     left.set(xscale="log", yscale="log", xlabel="predicted units a period", ylabel="actual units a period")
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
+    log_ticks(left.xaxis, left.yaxis)
     left.legend(frameon=False)
 
     looks = (("blind", "^"), ("greedy", "s"), ("reinforce", "o"))
@@ -169,3 +165,14 @@ def plot_service(held_out: HeldOutService, axes=None):
     right.set(xlabel="share of periods with enough stock, predicted", ylabel="actual")
     right.legend(frameon=False)
     return left.figure
+
+
+def log_ticks(*axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written as plain numbers; at powers alone where there are many."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
