@@ -68,7 +68,7 @@ def best_levels(
 
     def levels(log_cost: Tensor) -> Tensor:
         truthful = log_worth - log_cost[..., None]
-        return shaded_level(truthful, price, spread, quality_sd) if first_price else truthful
+        return shaded_level(truthful, price, spread, quality_sd, halvings) if first_price else truthful
 
     low = torch.full_like(budget, lowest_cost).log()
     high = low + 60.0
@@ -81,7 +81,9 @@ def best_levels(
     return levels(torch.where(affordable, least, high))
 
 
-def shaded_level(truthful: Tensor, price: Tensor, spread: Tensor, quality_sd: float) -> Tensor:
+def shaded_level(
+    truthful: Tensor, price: Tensor, spread: Tensor, quality_sd: float, halvings: int = HALVINGS
+) -> Tensor:
     """(...) levels l that maximise (e^truthful - e^l) times the quality won: what to bid where the winner pays the bid,
     among bids proportional to w.
 
@@ -90,7 +92,7 @@ def shaded_level(truthful: Tensor, price: Tensor, spread: Tensor, quality_sd: fl
     """
     scale = (spread.square() + quality_sd**2).sqrt()
     low, high = truthful - 60.0, truthful
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         middle = (low + high) / 2
         z = (middle - price + quality_sd**2) / scale
         log_density = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
