@@ -18,8 +18,9 @@ from .families import (
     ShopMDP,
     SlateRecommendation,
 )
-from .families.base import check, number, whole
+from .families.base import TaskFamily, check, number, whole
 from .learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, ReptileStep, TRPOStep
+from .learners.credit import segment_credit
 from .policies import Policy
 from .policy_settings import PolicySettings, check_name
 from .returns import (
@@ -70,8 +71,9 @@ class InnerSettings:
     """Inner steps, each on support episodes of its own; 0 trains one policy for all tasks."""
     lr: float | tuple[float, ...] = 0.1
     """alpha, one for all steps or one a step; where it is learned, the first guess."""
-    surrogate: Literal["log_likelihood", "ratio", "low_variance_curvature", "dice"] = "ratio"
-    """Whose gradient is ascended (chapter "Meta-reinforcement learning")."""
+    surrogate: Literal["log_likelihood", "ratio", "low_variance_curvature", "dice", "segment_credit"] = "ratio"
+    """Whose gradient is ascended (chapter "Meta-reinforcement learning"; segment_credit, for campaigns: chapter
+    "Advertising")."""
     own_unit: bool = False
     """Divide each task's advantages by their standard deviation, so that one step size serves large and small tasks."""
     first_order: bool = False
@@ -82,16 +84,19 @@ class InnerSettings:
     """Meta-SGD: a step size for every parameter, learned."""
 
     def __post_init__(self):
-        check_name(self, "surrogate", tuple(SURROGATES))
+        check_name(self, "surrogate", (*SURROGATES, "segment_credit"))
         check_name(self, "adapts", ("all", "head"))
         check(self, "own_unit", lambda x: isinstance(x, bool), "True or False")
         checked = self.build(None)
         for name in ("steps", "lr", "first_order", "learn_lr"):  # a tuple where a list came in
             object.__setattr__(self, name, getattr(checked, name))
 
-    def build(self, policy: Policy | None) -> Inner:
+    def build(self, policy: Policy | None, family: TaskFamily | None = None) -> Inner:
         """The library's own settings, which check these values."""
-        surrogate = SURROGATES[self.surrogate]
+        if self.surrogate == "segment_credit" and family is not None:
+            surrogate = segment_credit(family)
+        else:
+            surrogate = SURROGATES.get(self.surrogate, ratio)
         head = policy.head if policy is not None and self.adapts == "head" else None
         return Inner(
             self.steps,
@@ -248,7 +253,7 @@ class TrainConfig(Generic[FamilyT, OuterT]):
         """The meta-learner that this configuration describes."""
         policy = self.policy.build(self.family)
         data = self.data.build(self.policy.network == "gru", self.inner.surrogate)
-        return MAML(policy, self.inner.build(policy), self.outer, data)
+        return MAML(policy, self.inner.build(policy, self.family), self.outer, data)
 
 
 # ------------------------------------------------------------------------------------------------- defaults
@@ -280,7 +285,13 @@ DEFAULTS = {
         DataSettings(tasks=40, episodes=5, stage_weights=(1.0, 4.0), advantage="same_step"),
         PPOStep(lr=2e-2, epochs=3),
     ),
-    "bidding": Defaults(),
+    # One network for all segments reacts within the day; what differs from segment to segment is adapted.
+    "bidding": Defaults(
+        PolicySettings(network="segments", hidden=(16,), initial_std=0.3),
+        InnerSettings(lr=0.3, surrogate="segment_credit", adapts="head"),
+        DataSettings(tasks=40, episodes=5, stage_weights=(1.0, 1.0)),
+        PPOStep(lr=1e-2, epochs=3),
+    ),
     # A score that is linear in what is known of an item: taste features, margin and appeal. Its weights are learned.
     "recommendation": Defaults(
         PolicySettings(hidden=(), inputs=tuple(range(7))),

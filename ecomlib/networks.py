@@ -86,6 +86,49 @@ class MLP:
         return output.view(tasks, *lead, episodes, -1).movedim(0, -3)
 
 
+class BySegment:
+    """One small network for all segments of a task, and a number of each segment's own: what a day teaches of one
+    segment serves all, what differs is adapted.
+
+    An observation is ``common`` entries and then ``own`` blocks of one entry for each segment. The network sees, of
+    every segment, the common entries and its own; ``inputs`` numbers those it sees, None is all. Parameters: those of
+    an MLP, then a bias (1, segments), which is the head.
+    """
+
+    def __init__(
+        self,
+        segments: int,
+        common: int,
+        own: int,
+        hidden: tuple[int, ...],
+        inputs: tuple[int, ...] | None = None,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+    ):
+        for name, value in (("segments", segments), ("own", own)):
+            require(whole(value, 1), f"BySegment.{name}", value, "a whole number >= 1")
+        require(whole(common, 0), "BySegment.common", common, "a whole number >= 0")
+        self.common, self.own = common, own
+        self.inputs = list(range(common + own) if inputs is None else inputs)
+        self.network = MLP((len(self.inputs), *hidden, 1), activation)
+        self.output_size = segments
+        self.tensors = self.network.tensors + 1
+        self.head = (self.network.tensors,)
+
+    def initial(self, generator: Generator) -> list[Tensor]:
+        """The MLP's; biases 0."""
+        return [*self.network.initial(generator), torch.zeros(1, self.output_size, device=generator.device)]
+
+    def outputs(self, parameters: list[Tensor], observation: Tensor) -> Tensor:
+        """(..., task, episode, common + own * segments) -> (..., task, episode, segments)."""
+        *network, bias = parameters
+        common, own = observation[..., : self.common], observation[..., self.common :]
+        common = common.unsqueeze(-2).expand(*common.shape[:-1], self.output_size, self.common)
+        own = own.unflatten(-1, (self.own, self.output_size)).transpose(-1, -2)
+        rows = torch.cat((common, own), -1)[..., self.inputs]
+        output = self.network.outputs(network, rows.flatten(-3, -2))[..., 0]
+        return output.unflatten(-1, (-1, self.output_size)) + bias
+
+
 class GRU:
     """A gated recurrent unit (Cho et al. 2014) and a linear layer, written out in matrix products and sigmoids.
 

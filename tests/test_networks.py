@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecomlib.networks import GRU, MLP, Context, Module
+from ecomlib.networks import GRU, MLP, BySegment, Context, Module
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ NETWORKS = [
     GRU(4, 5, 3),
     Context(MLP((6, 8, 3)), 2),
     Module(sequential(), 3),
+    BySegment(2, 2, 1, (5,)),
 ]
 
 
@@ -54,6 +55,25 @@ def test_gru_step_by_step_is_the_sequence(generator):
         output, memory = network.step(parameters, observation, memory)
         outputs.append(output)
     assert torch.allclose(torch.stack(outputs), network.outputs(parameters, x), atol=1e-13)
+
+
+def test_a_network_by_segment_serves_every_segment_alike(generator):
+    """Its output for a segment is the MLP of the common entries and the segment's own, plus the segment's bias; with
+    ``inputs`` it does not see the rest."""
+    network = BySegment(3, 2, 2, (5,), inputs=(0, 2, 3))
+    parameters = random(network.initial(generator), generator)
+    x = torch.randn(7, 2, 6, 8, generator=generator)
+    found = network.outputs(parameters, x)
+    for k in range(3):
+        own = torch.stack((x[..., 0], x[..., 2 + k], x[..., 5 + k]), -1)
+        expected = MLP((3, 5, 1)).outputs(parameters[:-1], own)[..., 0] + parameters[-1][0, k]
+        assert torch.allclose(found[..., k], expected, atol=1e-13)
+    unseen = x.clone()
+    unseen[..., 1] += 1
+    assert torch.equal(network.outputs(parameters, unseen), found)
+    assert [parameters[i].shape for i in network.head] == [(1, 3)]
+    with pytest.raises(ValueError, match="BySegment.own = 0"):
+        BySegment(3, 2, 0, (5,))
 
 
 @pytest.mark.parametrize("activation", [torch.tanh, torch.relu])
