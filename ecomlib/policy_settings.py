@@ -34,8 +34,8 @@ class PolicySettings:
     """Numbers of the observation's entries that an mlp sees, or of an item's where it scores items; None is all."""
     minimum_std: float = 0.0
     """Lower bound of a Gaussian policy's standard deviation."""
-    initial_std: float = 1.0
-    """A Gaussian policy's standard deviation before training."""
+    initial_std: float | None = None
+    """A Gaussian policy's standard deviation before training; None is 1."""
 
     def __post_init__(self):
         check_name(self, "network", ("mlp", "gru", "segments"))
@@ -47,7 +47,7 @@ class PolicySettings:
         check(self, "inputs", lambda x: x is None or chosen(x), "None or whole numbers >= 0")
         check(self, "inputs", lambda x: x is None or self.network != "gru", "None with a gru")
         check(self, "minimum_std", lambda x: number(x) and x >= 0, "a finite number >= 0")
-        check(self, "initial_std", lambda x: number(x, 0), "a finite number > 0")
+        check(self, "initial_std", lambda x: x is None or number(x, 0), "None or a finite number > 0")
 
     def build(self, family: TaskFamily) -> Policy:
         """A policy for ``family``."""
@@ -73,7 +73,11 @@ class PolicySettings:
         if items:
             constant = rows is not None and set(self.inputs or range(seen)) <= set(getattr(family, "constant", ()))
             return PlackettLuce(network, items, family.slate, constant)
-        return Categorical(network) if family.actions else Gaussian(network, 0.0, self.initial_std, self.minimum_std)
+        return (
+            Categorical(network)
+            if family.actions
+            else Gaussian(network, 0.0, self.initial_std or 1.0, self.minimum_std)
+        )
 
 
 class Inputs:
