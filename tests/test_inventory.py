@@ -475,10 +475,11 @@ def test_the_wide_prior_contains_the_others(prior):
     hidden = lambda f: torch.stack((f.prior_sample(4096).mean.log(), f.prior_sample(4096).dispersion))
     usual, moved, wide = hidden(family), hidden(family.shifted()), hidden(family.wide())
     low, high = wide.amin(1, keepdim=True), wide.amax(1, keepdim=True)
-    slack = 0.02 * (high - low)
-    assert (usual > low - slack).all() and (moved > low - slack).all()
-    assert (usual < high + slack).all() and (moved < high + slack).all()
+    for prior_draws in (usual, moved):  # all but the most extreme one in a hundred
+        ends = prior_draws.quantile(torch.tensor([0.005, 0.995]), dim=1)
+        assert (ends[0] > low[:, 0]).all() and (ends[1] < high[:, 0]).all()
     assert (wide.std(1) > 1.4 * usual.std(1)).all()
+    assert family.wide().demand_size < 4 * family.demand_size  # tables of many particles must fit in memory
 
 
 def test_lognormal_demand_has_the_stated_moments():

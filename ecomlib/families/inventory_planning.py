@@ -28,7 +28,7 @@ class Trade(NamedTuple):
 
 
 def expected_sales(probability: Tensor, most: int) -> Tensor:
-    """(..., most + 1) E min(D, y) for y = 0, ..., most: the sum of P(D >= j) over j <= y, equation (eq-sales)."""
+    """(..., most + 1) E min(D, y) for y = 0, ..., most: the sum of P(D >= j) over j <= y, equation (eq-newsvendor)."""
     at_least = (1 - probability[..., :most].cumsum(-1)).clamp(min=0)
     return pad(at_least.cumsum(-1), (1, 0))
 

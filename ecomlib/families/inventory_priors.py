@@ -97,15 +97,14 @@ class DemandRanges(_Trade):
 
 @dataclass(frozen=True)
 class LogNormalDemand(_Trade):
-    """Jointly normal (log mean, log of dispersion - 1): what ``ecomlib.calibration`` returns.
-
-    The normal quantiles are cut at +-4, so that a table of demand has an end.
-    """
+    """Jointly normal (log mean, log of dispersion - 1): what ``ecomlib.calibration`` returns."""
 
     mean: tuple[float, float]
     """Mean of (log mu, log (phi - 1))."""
     factor: tuple[tuple[float, float], tuple[float, float]]
     """Lower-triangular 2 x 2 factor L; the covariance is L L'."""
+    cut: float = 4.0
+    """Normal quantiles are cut at plus and minus this number, so that a table of demand has an end."""
     gross_margin: tuple[float, float] = (0.2, 0.6)
     """Range of (price - unit cost) / price (uniform); the merchant sees it."""
     holding: tuple[float, float] = (0.05, 0.5)
@@ -116,17 +115,18 @@ class LogNormalDemand(_Trade):
         rows = lambda x: isinstance(x, tuple) and len(x) == 2 and all(numbers(row, 2) for row in x)
         lower = lambda x: rows(x) and x[0][1] == 0 and all(number(x[i][i], -1e-300) for i in (0, 1))
         check(self, "factor", lower, "2 x 2 finite numbers, lower-triangular, diagonal >= 0")
+        check(self, "cut", lambda x: number(x, 0), "a finite number > 0")
         self._check_trade()
 
     def hidden(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """(..., 2) uniforms -> mean and dispersion, each (...)."""
-        normal = torch.special.ndtri(uniforms).clamp(-4, 4)
+        normal = torch.special.ndtri(uniforms).clamp(-self.cut, self.cut)
         log_mean, log_excess = (constant(self.mean, uniforms) + normal @ constant(self.factor, uniforms).T).unbind(-1)
         return log_mean.exp(), 1 + log_excess.exp()
 
     def largest(self) -> tuple[float, float]:
-        """Mean and dispersion at 4 standard deviations each, for the size of tables."""
-        mean, excess = (math.exp(m + 4 * math.hypot(*row)) for m, row in zip(self.mean, self.factor))
+        """Mean and dispersion at ``cut`` standard deviations each, for the size of tables."""
+        mean, excess = (math.exp(m + self.cut * math.hypot(*row)) for m, row in zip(self.mean, self.factor))
         return mean, 1 + excess
 
     def shifted(self) -> LogNormalDemand:
@@ -134,8 +134,8 @@ class LogNormalDemand(_Trade):
         return replace(self, mean=tuple(m + math.hypot(*row) for m, row in zip(self.mean, self.factor)))
 
     def wide(self) -> LogNormalDemand:
-        """Twice the standard deviations."""
-        return replace(self, factor=tuple(tuple(2 * x for x in row) for row in self.factor))
+        """Twice the standard deviations, cut where this prior is: its tails hold more, and reach no further."""
+        return replace(self, factor=tuple(tuple(2 * x for x in row) for row in self.factor), cut=self.cut / 2)
 
 
 DemandPrior = DemandRanges | LogNormalDemand

@@ -70,7 +70,7 @@ def test_sales_are_cut_at_what_is_there(family, tasks):
 
 
 def test_expected_profit_of_a_day(family, tasks):
-    """(eq-sales) and (eq-newsvendor): sums of P(D >= j) and the library's profit against expectations by scipy."""
+    """(eq-newsvendor): sums of P(D >= j) and the library's profit against expectations by scipy."""
     table = family.demand_table(tasks.mean, tasks.dispersion)
     trade = Trade(tasks.price - 1, tasks.holding, torch.zeros(100))
     profit = day_profit(table, trade, 120, tasks.mean[:, None])[:, 0].numpy()
