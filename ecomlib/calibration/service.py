@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,7 @@ from scipy.stats import nbinom, poisson
 from ..plotting import COLOURS
 from .shrinkage import Array
 from .stock_model import fit_demand
-
-if TYPE_CHECKING:
-    from .inventory import Periods
+from .stock_table import Periods, count
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
@@ -38,8 +36,6 @@ class HeldOutService(NamedTuple):
 
 def evaluate_service(periods: Periods, holdout_every: int) -> HeldOutService:
     """Fit without every `holdout_every`-th period and predict those periods."""
-    from .inventory import count
-
     held_period = np.arange(periods.units.shape[1]) % holdout_every == holdout_every - 1
     seen, held = periods.observed & ~held_period, periods.observed & held_period & (periods.stock > 0)
     trained = count(periods, seen)
