@@ -364,6 +364,18 @@ def test_repeated_items_give_way_to_the_next_free_ones():
     ]  # fmt: skip
 
 
+def test_a_slate_with_repeats_is_shown_without_them():
+    env = gymnasium.make("ecomlib/Recommendation-v0")
+    seen = []
+    for slate in ([3, 3, 19, 3], [3, 4, 19, 5]):
+        env.reset(seed=0)
+        seen.append(env.step(np.array(slate)))
+    assert data_equivalence(seen[0], seen[1], exact=True)
+    family = env.unwrapped.family
+    places = seen[0][0].reshape(family.items, -1)[:, family.row.index("place")]
+    assert np.flatnonzero(places).tolist() == [3, 4, 5, 19]
+
+
 def test_every_slate_of_few_items():
     slates = np.array(list(itertools.product(range(5), repeat=4)))
     mended = distinct(slates, 5)
