@@ -246,7 +246,11 @@ def places(table: dict, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 TABLES = {(f, a): plain(default_config(f, a)) for f, a in PAIRS}
-OPTIONAL = {"data": ["stage_weights", "transitions", "chunk"], "policy": ["inputs", "initial_std"], "outer": ["log_std_lr"]}
+OPTIONAL = {
+    "data": ["stage_weights", "transitions", "chunk"],
+    "policy": ["inputs", "initial_std"],
+    "outer": ["log_std_lr"],
+}
 
 
 @settings(quick, max_examples=300)

@@ -23,7 +23,10 @@ RUN_TIMES = BOOK / "run_times.json"
 # The book is complete without a network, so names of other projects have no inventory to be looked up in.
 # Names of this library are looked up, and a wrong one stops the build.
 ELSEWHERE = [
-    ("py:.*", r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|contextlib|typing|pathlib|pyarrow|optuna|fastapi)\..*"),
+    (
+        "py:.*",
+        r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|contextlib|typing|pathlib|pyarrow|optuna|fastapi)\..*",
+    ),
     (
         "py:class",
         r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
