@@ -76,9 +76,7 @@ def best_levels(
         middle = (low + high) / 2
         over = outcome(levels(middle), price, spread, quality_sd, first_price).spend.sum(-1) > budget
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    least = torch.full_like(budget, lowest_cost).log()
-    affordable = outcome(levels(least), price, spread, quality_sd, first_price).spend.sum(-1) <= budget
-    return levels(torch.where(affordable, least, high))
+    return levels(high)
 
 
 def shaded_level(
