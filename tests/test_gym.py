@@ -155,6 +155,19 @@ def test_what_is_returned_is_not_written_to_later(name):
     assert data_equivalence(kept, copies, exact=True)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_caller_writes_into_an_observation_changes_nothing(name):
+    torch.set_default_dtype(torch.float32)  # in which an observation could be a part of the state
+    env, spoilt = make_vec(name, 3), make_vec(name, 3)
+    env.reset(seed=0)
+    spoilt.reset(seed=0)[0][:] = 9
+    for actions in some_actions(env):
+        expected, found = env.step(actions), spoilt.step(actions)
+        assert data_equivalence(expected, found, exact=True)
+        for part in (*found[:4], *found[4].values()):
+            part[:] = 9
+
+
 # ------------------------------------------------------------------------------------------ the library's own luck
 class Replay:
     """Plays given actions (T, M, N, ...) whatever it sees."""

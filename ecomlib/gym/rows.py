@@ -109,13 +109,13 @@ class Rows:
         return (reward[:, 0] * mask).double().numpy(), terminated.numpy(), truncated.numpy()
 
     def observe(self) -> np.ndarray:
-        """(R, observation_size) float32."""
+        """(R, observation_size) float32, the caller's own: a family may return a part of its state."""
         return self.played.observe(self.tasks, self.state)[:, 0].float().numpy().copy()
 
     def info(self) -> dict[str, np.ndarray]:
         """Arrays (R,): the number of the task in its list, which names no hidden parameter; the episode of its trial,
         0 the first; and, if asked for, the task's oracle and blind return."""
-        info = {"task": self.number.numpy().copy(), "trial_episode": self.trial_episode.numpy().copy()}
+        info = {"task": self.number.numpy(), "trial_episode": self.trial_episode.numpy()}
         if self.values is not None:
             missing = torch.unique(self.number[self.values[0, self.number].isnan()])
             if len(missing):
