@@ -59,9 +59,9 @@ class ReferencePricing(Prior):
     """rho, the weight of yesterday's reference in today's."""
     first_reference: float = 1.63
     """The reference on the first day of an episode."""
-    gain: tuple[float, float] = (0.5, 2.0)
+    gain: tuple[float, float] = (0.1, 0.6)
     """Range of g / a, how much a discount counts in comparison with the price itself (uniform)."""
-    loss: tuple[float, float] = (0.0, 0.25)
+    loss: tuple[float, float] = (0.0, 0.1)
     """Range of l / a (uniform)."""
     weekday: tuple[float, ...] = (0.9, 0.85, 0.85, 0.9, 1.05, 1.25, 1.2)
     """Traffic multipliers, Monday first, known to the merchant; their mean is 1."""
