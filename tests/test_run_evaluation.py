@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from ecomlib import run_evaluation
-from ecomlib.baselines import GreedyBayes, Thompson
+from ecomlib.baselines import GreedyBayes, Random, Thompson
 from ecomlib.configuration import DataSettings, PolicySettings, default_config
 from ecomlib.evaluation.jackknife import ratio_interval
 from ecomlib.evaluation.statistics import normalised_score, t_interval
@@ -287,6 +287,9 @@ def test_drifting_tasks_move_between_rounds_for_everybody(tmp_path):
     agent = Thompson(family, stores=True)
     played = trial(family, tasks, agent, 3, 2, 3, progress=False, drift=lambda k: rounds[k]).returns.mean(-1).numpy()
     assert np.array_equal(found.baselines["Thompson"], played)
+    moving = trial(family, tasks, Random(family), 3, 2, 3, progress=False, drift=lambda k: rounds[k]).reward
+    for k, now in enumerate(rounds):  # who learns nothing plays a round as if the tasks had always been so
+        assert torch.equal(moving[k], trial(family, now, Random(family), 3, 2, 3, progress=False).reward[k])
     still = evaluate_run(run.path, "test", settings, progress=False)
     assert np.array_equal(still.returns[0, 0], found.returns[0, 0])  # nothing has moved in the first round
     assert not np.allclose(still.returns[0, 2], found.returns[0, 2])
