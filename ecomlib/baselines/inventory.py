@@ -242,9 +242,9 @@ class AdaptiveStock(_Stock):
 
 
 def agents(family: CensoredInventory, stores: bool = False) -> dict[str, Agent]:
-    """The rules of this domain that need no prior, by the names of chapter "Inventory". The Bayesian base-stock rule is
-    ``GreedyBayes``."""
-    rules: dict[str, Agent] = {"moving average": MovingAverage(family, stores)}
+    """The blind rule and those of this domain that need no prior, by the names of chapter "Inventory". The Bayesian
+    base-stock rule is ``GreedyBayes``."""
+    rules: dict[str, Agent] = {"blind": BlindStock(family), "moving average": MovingAverage(family, stores)}
     if not family.lead_time:
         rules["adaptive stock"] = AdaptiveStock(family, stores)
     return rules
