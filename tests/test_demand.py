@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import poisson
 
-from ecomlib.families.demand import SMALL_MEAN, _counted, _giles, _tabled, poisson_inverse
+from ecomlib.families.demand import SMALL_MEAN, _bisected, _counted, _giles, _tabled, poisson_inverse, table_inverse
 
 UNIFORM = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
 
@@ -54,3 +54,14 @@ def test_normal_quantiles_of_compiled_single_precision():
     uniform = torch.cat((uniform, ends))
     error = _giles(uniform.float()).double() - torch.special.ndtri(uniform)
     assert error.abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 199])
+def test_the_bisection_is_searchsorted(size):
+    generator = torch.Generator().manual_seed(size)
+    table = torch.rand(50, size, generator=generator).sort(-1).values
+    table[:, -1] = 1
+    uniform = torch.cat((torch.rand(50, 40, generator=generator), table[:, :1], table[:, size // 2, None]), 1)
+    found = table_inverse(table, uniform)
+    assert torch.equal(_bisected(table, uniform), found)
+    assert ((table[:, None] < uniform[..., None]).sum(-1) == found).all()

@@ -13,6 +13,8 @@ SMALL_MEAN = 6.0
 """Up to this mean the distribution function is summed term by term; above it, the asymptotic inverse is used."""
 TERMS = 26
 """Terms of the sum: a Poisson variable of mean SMALL_MEAN exceeds 26 with probability 4e-10."""
+LARGE = 8192
+"""Means from which on a table of all terms takes longer to write than the sum term by term takes calls."""
 CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
           -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
 TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
@@ -28,8 +30,8 @@ def poisson_inverse(uniform: Tensor, mean: Tensor) -> Tensor:
     measures it against scipy), always next to a jump of the distribution function.
     """
     small_mean = mean.clamp(max=SMALL_MEAN)
-    small = _counted if torch.compiler.is_compiling() else _tabled
-    small = small(uniform, small_mean, torch.exp(-small_mean))
+    fused = torch.compiler.is_compiling() or mean.numel() > LARGE
+    small = (_counted if fused else _tabled)(uniform, small_mean, torch.exp(-small_mean))
     # Q_N2 in the standard normal quantile w; the clamp keeps the branch that is not used finite.
     lam = mean.clamp(min=SMALL_MEAN)
     root = lam.sqrt()
@@ -61,6 +63,25 @@ def _tabled(uniform: Tensor, mean: Tensor, none: Tensor) -> Tensor:
     k = constant(tuple(range(1, TERMS)), mean)
     total = torch.cat((none[..., None], mean[..., None] / k), -1).cumprod(-1).cumsum(-1)
     return (uniform[..., None] > total).sum(-1).to(mean.dtype)
+
+
+def table_inverse(table: Tensor, uniform: Tensor) -> Tensor:
+    """(M, N) int64, the first k with table[m, k] >= uniform[m, n], for distribution functions (M, K) that end with 1.
+
+    This is ``torch.searchsorted``, which the compiler cannot fuse; if compiled, the same bisection step by step.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.searchsorted(table, uniform.contiguous())
+    return _bisected(table, uniform)
+
+
+def _bisected(table: Tensor, uniform: Tensor) -> Tensor:
+    low, size = torch.zeros_like(uniform, dtype=torch.int64), table.shape[1]
+    while size > 1:
+        half = size // 2
+        low = low + half * (table.gather(1, low + (half - 1)) < uniform)
+        size -= half
+    return low + (table.gather(1, low) < uniform)
 
 
 def normal_quantile(uniform: Tensor) -> Tensor:

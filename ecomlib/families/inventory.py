@@ -13,6 +13,7 @@ from torch import Tensor
 from . import inventory_planning as planning
 from .base import Prior, check, number, numbers, take, whole
 from .constants import constant
+from .demand import normal_quantile, table_inverse
 from .inventory_priors import DemandPrior, DemandRanges, LogNormalDemand, demand_probabilities, largest_demand
 
 __all__ = ["CensoredInventory", "DemandRanges", "LogNormalDemand", "Product", "SeenStock", "StockState"]
@@ -180,7 +181,7 @@ class CensoredInventory(Prior):
         yesterday, whether yesterday sold out, and what is on its way."""
         shape = state.day.shape
         fractile = (tasks.price - 1) / (tasks.price - 1 + tasks.holding)
-        context = torch.stack((tasks.price, tasks.holding, torch.special.ndtri(fractile)), -1)
+        context = torch.stack((tasks.price, tasks.holding, normal_quantile(fractile)), -1)
         sold_out = (state.sold >= state.available) & (state.day > 0)
         units = torch.stack((state.stock, state.available, state.sold), -1).log1p()
         parts = [(state.day / self.days)[..., None], context[:, None].expand(*shape, 3),
@@ -224,7 +225,7 @@ class CensoredInventory(Prior):
     def _demand(self, tasks: Product, state: StockState, uniform: Tensor) -> Tensor:
         """Units demanded (M, N): the smallest k whose distribution function reaches the uniform."""
         if len(self.multipliers) == 1:
-            return torch.searchsorted(tasks.staircase, uniform.to(tasks.staircase.dtype).contiguous()).to(uniform.dtype)
+            return table_inverse(tasks.staircase, uniform.to(tasks.staircase.dtype)).to(uniform.dtype)
         row = state.day.long() % len(self.weekday)
         if self.regimes is not None:
             row = 2 * row + state.regime.long()
