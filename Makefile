@@ -29,7 +29,7 @@ SOURCES := _config.yml _toc.yml $(shell find chapters book ecomlib -type f $(SEE
 help:
 	@echo 'make book              install into .venv if needed, then build the book: _build/html/index.html'
 	@echo 'make test              the same environment, then every check (builds the book first when it is out of date)'
-	@echo 'make test-extended     a hundred kills and a load test: the checks that take minutes each'
+	@echo 'make test-extended     a hundred kills, a load test, learners of other libraries: the checks that take minutes each'
 	@echo 'make execute           run every chapter and store its outputs; CHAPTER=pricing for one'
 	@echo 'make run-times         verify every chapter alone, one after another, and record how long each took'
 	@echo 'make diagrams          draw book/diagrams/*.mmd again where the source changed (needs npm and a browser)'

@@ -15,7 +15,7 @@ from ecomlib.baselines.bidding import (
     PIDPacing,
     RandomMultipliers,
     SegmentBelief,
-    Segments,
+    SegmentParticles,
     UCBBidding,
     agents,
     base_level,
@@ -131,7 +131,7 @@ def test_empirical_prior_recovers_the_spread_of_segments():
     family = SegmentBidding()
     _, tasks = split(family, "train", 100)
     prior = empirical_prior(family, tasks, RandomMultipliers(family), 2, 1024)
-    assert isinstance(prior.particles, Segments) and float(prior.weight.sum()) == pytest.approx(1)
+    assert isinstance(prior.particles, SegmentParticles) and float(prior.weight.sum()) == pytest.approx(1)
     for found, truth in ((prior.particles.rate.log(), tasks.rate.log()), (prior.particles.price, tasks.price)):
         mean = (prior.weight * found).sum()
         spread = (prior.weight * (found - mean).square()).sum().sqrt()
@@ -194,7 +194,10 @@ def test_agents_in_single_precision():
     ("build", "message"),
     [
         (lambda f: GreedyBayes(f, 1), "particles = 1"),
-        (lambda f: GreedyBayes(f, prior=ParticlePrior(f.prior_sample(4), torch.ones(4) / 4)), "allowed: Segments"),
+        (
+            lambda f: GreedyBayes(f, prior=ParticlePrior(f.prior_sample(4), torch.ones(4) / 4)),
+            "allowed: SegmentParticles",
+        ),
         (lambda f: RandomMultipliers(f, -1.0), "RandomMultipliers.sd = -1"),
         (lambda f: PIDPacing(f, integral=-1), "integral = -1"),
         (lambda f: UCBBidding(f, width=-1), "width = -1"),

@@ -13,6 +13,8 @@ from notebooks import ROOT
 from benchmarks import environment_peers, environments
 from ecomlib.families import LogitPricing
 
+pytestmark = pytest.mark.extended  # compiling takes minutes
+
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):

@@ -25,12 +25,12 @@ RUN_TIMES = BOOK / "run_times.json"
 ELSEWHERE = [
     (
         "py:.*",
-        r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|contextlib|typing|pathlib|pyarrow|optuna|fastapi)\..*",
+        r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|contextlib|typing|pathlib|pyarrow|optuna|fastapi|gymnasium)\..*",
     ),
     (
         "py:class",
         r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
-        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress|Memory"
+        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress|Memory|AutoresetMode"
         r"|ecomlib\.configuration\.(FamilyT|OuterT))",
     ),
 ]

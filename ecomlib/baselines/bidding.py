@@ -17,7 +17,7 @@ from ..families.bidding import Seen, SegmentBidding, blind_policy
 from .bayes import Belief, ParticlePrior, belief
 
 
-class Segments(NamedTuple):
+class SegmentParticles(NamedTuple):
     """Segments as particles. Every field is (P,)."""
 
     rate: Tensor
@@ -52,18 +52,18 @@ class SegmentBelief(Belief):
         prior: ParticlePrior | None = None,
     ):
         super().__init__(family, particles, stores, prior)
-        if prior is not None and not isinstance(prior.particles, Segments):
-            raise ValueError(f"prior.particles is a {type(prior.particles).__name__}; allowed: Segments")
+        if prior is not None and not isinstance(prior.particles, SegmentParticles):
+            raise ValueError(f"prior.particles is a {type(prior.particles).__name__}; allowed: SegmentParticles")
 
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
         """Back to the prior for every segment."""
         family, device = self.family, context.device
         if self.prior is None:
             sample = replace(family, segments=1).prior_sample(self.size, device)
-            self.particles = Segments(sample.rate[:, 0], sample.price[:, 0], sample.spread[:, 0])
+            self.particles = SegmentParticles(sample.rate[:, 0], sample.price[:, 0], sample.spread[:, 0])
             self.log_prior = torch.zeros(self.size, device=device)
         else:
-            self.particles = Segments(*(x.to(device) for x in self.prior.particles))
+            self.particles = SegmentParticles(*(x.to(device) for x in self.prior.particles))
             self.log_prior = self.prior.weight.to(device).log()
         levels = math.log(family.typical_rate) + self.step * (torch.arange(self.bins, device=device) - self.bins // 2)
         scale = (self.particles.spread.square() + family.quality_sd**2).sqrt()

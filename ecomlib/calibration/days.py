@@ -50,7 +50,7 @@ def read_days(source: pd.DataFrame | str | Path, family: LogitPricing) -> pd.Dat
         ``probability`` where it was given.
 
     Raises:
-        SalesTableError: (a ``ValueError``) naming the column, the number of offending rows, the first of them (counted
+        TableError: (a ``ValueError``) naming the column, the number of offending rows, the first of them (counted
             from 1, header not counted) and what is allowed.
     """
     table = (source if isinstance(source, pd.DataFrame) else read_file(source)).reset_index(drop=True)

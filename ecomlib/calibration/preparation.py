@@ -81,7 +81,7 @@ def prepare(sales: pd.DataFrame, config: CalibrationConfig) -> Prepared:
     """Filter products, attach visitors, cost and controls, and pad to (product, week).
 
     Raises:
-        SalesTableError: fewer than `minimum_products` survive; the message holds the funnel.
+        TableError: fewer than `minimum_products` survive; the message holds the funnel.
     """
     visitors, visitors_assumption = _visitors(sales, config)
     sales = sales.assign(visitors=visitors)

@@ -174,7 +174,7 @@ def calibrate_pricing(sales: pd.DataFrame | str | Path, config: CalibrationConfi
         config: settings; default `CalibrationConfig()`.
 
     Raises:
-        SalesTableError: the table is bad, or too few products survive; the message says what to change.
+        TableError: the table is bad, or too few products survive; the message says what to change.
     """
     config = config or CalibrationConfig()
     sales = read_sales(sales)

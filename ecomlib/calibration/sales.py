@@ -40,7 +40,7 @@ def read_sales(source: pd.DataFrame | str | Path) -> pd.DataFrame:
         A new table sorted by product and week; numbers as float64, `week` as int64.
 
     Raises:
-        SalesTableError: (a `ValueError`) naming the column, the number of offending rows, the first of
+        TableError: (a `ValueError`) naming the column, the number of offending rows, the first of
             them (counted from 1, header not counted) and what is allowed.
     """
     table = read_table(source, REQUIRED, "one row per product and week")

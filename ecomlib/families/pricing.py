@@ -18,7 +18,7 @@ from .constants import constant
 from .demand import poisson_inverse
 from .priors import GaussianPrior, LogUniformPrior, MarketPrior
 
-__all__ = ["GaussianPrior", "LogUniformPrior", "LogitPricing", "Market", "Seen", "ShelfState"]
+__all__ = ["GaussianPrior", "LimitedState", "LogUniformPrior", "LogitPricing", "Market", "Seen", "ShelfState"]
 
 
 class Market(NamedTuple):
