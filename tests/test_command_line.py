@@ -137,7 +137,7 @@ def test_torchrun(folder):
         ("compare runs/pricing runs/b --out out.svg", "another ending than .svg"),
         ("evaluate runs/pricing --tasks 1", "EvaluationConfig.tasks = 1; allowed: a whole number >= 2"),
         ("search pricing --trials 0", "SearchConfig.trials = 0; allowed: a whole number >= 1"),
-        ("search groceries", "family = 'groceries'; allowed for search: pricing, navigation, shop"),
+        ("search groceries", "family = 'groceries'; allowed for search: pricing, inventory, bidding,"),
         ("search pricing --algorithm sarsa", "invalid choice: 'sarsa'"),
         ("search pricing --search runs/pricing", "runs/pricing exists and is no search"),
         ("search pricing --config runs/b/config.toml", "algorithm = fomaml; allowed: ppo-maml"),
