@@ -496,6 +496,8 @@ def test_catalogues_are_fixed_and_the_given_one_is_taken():
         (lambda: SlateRecommendation(reward="sale"), "SlateRecommendation.reward = 'sale'; allowed: 'click'"),
         (lambda: SlateRecommendation(catalogue=3), "SlateRecommendation.catalogue = 3"),
         (lambda: HashedCatalogue(items=0), "HashedCatalogue.items = 0"),
+        (lambda: HashedCatalogue(items=10**9), "HashedCatalogue.items = 1000000000; allowed: a whole number from 1 to"),
+        (lambda: HashedCatalogue(features=10**9), "HashedCatalogue.features = 1000000000; allowed: a whole number"),
         (lambda: HashedCatalogue(categories=21), "HashedCatalogue.categories = 21; allowed: .*items = 20"),
         (lambda: Catalogue((1.0, 2.0), (0.1, 0.2, 0.3)), "Catalogue.features = .*each of the 2 items"),
         (lambda: Catalogue((1.0,), (0.1,), pull=(1.5,)), "Catalogue.pull = .*1 probabilities"),

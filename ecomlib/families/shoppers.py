@@ -47,8 +47,9 @@ class HashedCatalogue:
     """Another seed, other items."""
 
     def __post_init__(self):
-        check(self, "items", lambda x: whole(x, 1), "a whole number >= 1")
-        check(self, "features", lambda x: whole(x, 1), "a whole number >= 1")
+        # The items are made where a family is: a number without bound would fill the memory before anything is said.
+        check(self, "items", lambda x: whole(x, 1, 10_000), "a whole number from 1 to 10000")
+        check(self, "features", lambda x: whole(x, 1, 100), "a whole number from 1 to 100")
         check(self, "categories", lambda x: whole(x, 1, self.items), f"a whole number in 1..items = {self.items}")
         check(self, "margin", lambda x: numbers(x, 2) and 0 < x[0] <= x[1], "two numbers with 0 < low <= high")
         check(self, "appeal", lambda x: number(x) and x >= 0, "a finite number >= 0")
