@@ -5,6 +5,7 @@ import torch
 from scipy.stats import kstest, norm
 
 from ecomlib.baselines import BayesUCB, GreedyBayes, ParticlePrior, Random, Thompson, belief, empirical_prior
+from ecomlib.configuration import FAMILIES
 from ecomlib.families import LogitPricing, PointNavigation, split
 from ecomlib.families.base import Prior
 from ecomlib.families.pricing import purchase_probability
@@ -109,6 +110,26 @@ def test_bad_settings_are_named(make, message):
 def test_families_without_bayes_say_so():
     with pytest.raises(TypeError, match="PointNavigation has no Bayesian baselines"):
         belief(PointNavigation())
+
+
+@pytest.mark.parametrize("name", ["pricing", "inventory", "bidding", "recommendation"])
+def test_what_was_seen_fades_to_a_power_of_its_likelihood(name):
+    """Also where a belief keeps sums instead of weights: after a fade to p, log posterior odds against the prior are p
+    times what they were; and what is seen later counts in full."""
+    family = FAMILIES[name]()
+    _, tasks = split(family, "test", 3)
+    agent = GreedyBayes(family, 16, stores=True)
+    trial(family, tasks, agent, 1, 2, seed=0, progress=False)
+    learned = lambda: (agent.belief.log_posterior - agent.belief.log_prior).diff(dim=-1)
+    before = learned()
+    assert before.abs().max() > 0.5
+    agent.belief.fade(1.0)
+    assert torch.allclose(learned(), before)
+    agent.belief.fade(0.25)
+    assert torch.allclose(learned(), 0.25 * before)
+    assert torch.allclose(agent.belief.weight, torch.softmax(agent.belief.log_posterior, -1))
+    agent.belief.fade(0.0)
+    assert torch.allclose(learned(), torch.zeros_like(before))
 
 
 # --------------------------------------------------------------------------------------------------------- drift

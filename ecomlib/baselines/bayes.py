@@ -50,7 +50,7 @@ class Belief:
     def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
         """Back to the prior for M tasks in N replicas, of which ``context`` (M, C) is known."""
         if self.prior is None:
-            self.particles = self.family.prior_sample(self.size, context.device)
+            self.particles = self.sample(context.device)
             log_prior = torch.zeros(self.size, device=context.device)
         else:
             self.particles = type(self.prior.particles)(*(x.to(context.device) for x in self.prior.particles))
@@ -63,6 +63,11 @@ class Belief:
         """Bayes' rule for one step: observations (M, N, observation) before and after, ``action`` and ``reward``."""
         evidence = self.log_likelihood(before, action, reward, after)
         self.log_weight = self.log_weight + (evidence.sum(1, keepdim=True) if self.stores else evidence)
+
+    def fade(self, power: float) -> None:
+        """Everything seen so far counts only as its likelihood to the ``power``: 1 leaves the posterior as it is, 0 is
+        the prior. A belief that keeps sums of what was seen scales them, too."""
+        self.log_weight = self.log_prior + power * (self.log_weight - self.log_prior)
 
     @property
     def weight(self) -> Tensor:
@@ -84,6 +89,10 @@ class Belief:
         return particle.clamp(max=self.size - 1)
 
     # ------------------------------------------------------------------------------- what a family fills in
+    def sample(self, device: torch.device) -> Any:
+        """The particles of the family's own prior, equally likely."""
+        return self.family.prior_sample(self.size, device)
+
     def prepare(self, context: Tensor) -> None:
         """Tables that depend on ``self.particles`` and on what is known of the tasks."""
 

@@ -55,21 +55,19 @@ class SegmentBelief(Belief):
         if prior is not None and not isinstance(prior.particles, SegmentParticles):
             raise ValueError(f"prior.particles is a {type(prior.particles).__name__}; allowed: SegmentParticles")
 
-    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
-        """Back to the prior for every segment."""
-        family, device = self.family, context.device
-        if self.prior is None:
-            sample = replace(family, segments=1).prior_sample(self.size, device)
-            self.particles = SegmentParticles(sample.rate[:, 0], sample.price[:, 0], sample.spread[:, 0])
-            self.log_prior = torch.zeros(self.size, device=device)
-        else:
-            self.particles = SegmentParticles(*(x.to(device) for x in self.prior.particles))
-            self.log_prior = self.prior.weight.to(device).log()
+    def sample(self, device: torch.device) -> SegmentParticles:
+        """Particles of one segment: all are alike."""
+        sample = replace(self.family, segments=1).prior_sample(self.size, device)
+        return SegmentParticles(sample.rate[:, 0], sample.price[:, 0], sample.spread[:, 0])
+
+    def prepare(self, context: Tensor) -> None:
+        """Chances of winning at every level, and empty sums for every segment."""
+        family, device, (tasks, units, _) = self.family, context.device, self.log_weight.shape
         levels = math.log(family.typical_rate) + self.step * (torch.arange(self.bins, device=device) - self.bins // 2)
         scale = (self.particles.spread.square() + family.quality_sd**2).sqrt()
         z = (levels[:, None] - self.particles.price) / scale
         self.log_win, self.log_loss = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)  # (bins, P)
-        each = torch.zeros(tasks, 1 if self.stores else episodes, family.segments, device=device)
+        each = torch.zeros(tasks, units, family.segments, device=device)
         self.conversions, self.quality = each, each
         self.wins = each.new_zeros(*each.shape, self.bins)
         self.losses = self.wins.clone()
@@ -92,6 +90,11 @@ class SegmentBelief(Belief):
         self.wins.scatter_add_(-1, rows(index), rows(counts * end.wins))
         self.losses.scatter_add_(-1, rows(index), rows(counts * (1 - end.wins)))
         self.summary = None
+
+    def fade(self, power: float) -> None:
+        """As ``Belief.fade``."""
+        self.conversions, self.quality = power * self.conversions, power * self.quality
+        self.wins, self.losses, self.summary = power * self.wins, power * self.losses, None
 
     @property
     def log_posterior(self) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ..families.base import check, number
 from .bayes import ParticlePrior, Thompson
 
@@ -29,16 +27,6 @@ class ForgettingThompson(Thompson):
         self.memory = memory
         check(self, "memory", lambda x: number(x) and 0 <= x <= 1, "a number in [0, 1]")
 
-    def begin(self, context: Tensor, tasks: int, episodes: int) -> None:
-        """Back to the prior."""
-        super().begin(context, tasks, episodes)
-        self.start, self.first = (context, tasks, episodes), self.belief.log_prior
-
     def end_episode(self) -> None:
-        """Back to the prior, but for a share of the evidence."""
-        kept = self.first + self.memory * (self.belief.log_posterior - self.first)
-        self.belief.begin(*self.start)  # clears sums of statistics, where a belief keeps some
-        if hasattr(self.belief, "log_weight"):
-            self.belief.log_weight = kept
-        else:  # a belief of sums alone
-            self.belief.log_prior = kept
+        """The evidence fades."""
+        self.belief.fade(self.memory)

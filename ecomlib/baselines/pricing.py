@@ -68,6 +68,11 @@ class PricingBelief(Belief):
         self.units = self.units + add(after.sold * counted)
         self.exposure = self.exposure + add(before.weekday * counted)
 
+    def fade(self, power: float) -> None:
+        """As ``Belief.fade``."""
+        super().fade(power)
+        self.units, self.exposure = power * self.units, power * self.exposure
+
     @property
     def log_posterior(self) -> Tensor:
         """As ``Belief.log_posterior``."""

@@ -11,6 +11,7 @@ from scipy.special import gammaln, log_ndtr, ndtr
 
 from ..plotting import COLOURS
 from .rates import fit_rates
+from .report import score_table, two_panels
 from .service import log_ticks
 from .shrinkage import Array
 from .tables import TableError, at_most, counts, identifiers, numbers, read_table, refuse
@@ -134,15 +135,8 @@ def held_out_rates(rows: pd.DataFrame) -> pd.DataFrame:
         "each segment alone": (y + 0.5) / (n + 0.5 / mean),
         "shrunk": np.exp(fit_rates(y, n).log_rate),
     }
-    result, above = [], None
-    for name, rate in found.items():
-        score = later * np.log(rate * offered) - rate * offered - gammaln(later + 1)
-        gain, gain_se = np.nan, np.nan
-        if above is not None:
-            gain, gain_se = (score - above).mean(), (score - above).std() / np.sqrt(len(score))
-        result.append((name, score.mean(), gain, gain_se))
-        above = score
-    return pd.DataFrame(result, columns=["model", "log_score", "gain", "gain_se"])
+    score = lambda rate: later * np.log(rate * offered) - rate * offered - gammaln(later + 1)
+    return score_table({name: score(rate) for name, rate in found.items()})
 
 
 def plot_segments(found: BiddingCalibration, axes=None):
@@ -155,11 +149,7 @@ def plot_segments(found: BiddingCalibration, axes=None):
     Returns:
         The matplotlib figure.
     """
-    import matplotlib.pyplot as plt  # not needed by a calibration without pictures
-
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left, right = axes
+    left, right = two_panels(axes)
     table, prior = found.segments, found.prior
     model, data = COLOURS["model"], COLOURS["data"]
     order = np.sort(table["rate"].to_numpy())

@@ -12,6 +12,7 @@ from ..families.base import check, number, whole
 from ..families.bidding import SegmentBidding, SegmentPrior, blind_policy
 from .auctions import Prices, held_out_rates, plot_segments, price_law, read_auctions
 from .rates import Rates, fit_rates
+from .report import block, report
 from .shrinkage import Array
 from .tables import TableError
 
@@ -114,17 +115,12 @@ class BiddingCalibration:
         }
 
     def __str__(self) -> str:
-        def block(title: str, table: pd.DataFrame, **options) -> str:
-            return f"{title}\n{table.to_string(float_format='{:.3g}'.format, **options)}"
-
-        return "\n\n".join(
-            (
-                block("Pairs of campaign and segment", self.funnel, index=False),
-                block("Prior in natural units", self.prior_table()),
-                block("Held-out half of the rows", self.held_out, index=False),
-                "Assumptions\n" + "\n".join(f"- {sentence}" for sentence in self.assumptions),
-            )
+        blocks = (
+            block("Pairs of campaign and segment", self.funnel, index=False),
+            block("Prior in natural units", self.prior_table()),
+            block("Held-out half of the rows", self.held_out, index=False),
         )
+        return report(blocks, self.assumptions)
 
 
 def calibrate_bidding(log: pd.DataFrame | str | Path, config: BiddingConfig | None = None) -> BiddingCalibration:

@@ -11,6 +11,7 @@ from scipy.special import gammaln, ndtr
 from ..plotting import COLOURS
 from .clicks import Cells, exposures
 from .rates import fit_rates
+from .report import score_table, two_panels
 from .service import log_ticks
 from .shrinkage import Array
 
@@ -46,14 +47,7 @@ def held_out_clicks(data: Cells, attention: Array, taste_sd: float) -> pd.DataFr
         "items differ": score(own[item], np.where(spread[item] > taste_sd, population.sd, 0.0)),
         "items and tastes differ": score(own[item], spread[item]),
     }
-    rows, above = [], None
-    for name, value in found.items():
-        gain, gain_se = np.nan, np.nan
-        if above is not None and len(value):
-            gain, gain_se = (value - above).mean(), (value - above).std() / np.sqrt(len(value))
-        rows.append((name, value.mean() if len(value) else np.nan, gain, gain_se))
-        above = value
-    return pd.DataFrame(rows, columns=["model", "log_score", "gain", "gain_se"])
+    return score_table(found)
 
 
 def plot_clicks(found: RecommendationCalibration, axes=None):
@@ -66,11 +60,7 @@ def plot_clicks(found: RecommendationCalibration, axes=None):
     Returns:
         The matplotlib figure.
     """
-    import matplotlib.pyplot as plt  # not needed by a calibration without pictures
-
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left, right = axes
+    left, right = two_panels(axes)
     model, data = COLOURS["model"], COLOURS["data"]
     p, place = found.positions, np.sort(found.log["position"].unique())
     error = 2 * np.nan_to_num(p.error) * np.nan_to_num(p.attention)

@@ -16,6 +16,7 @@ from ecomlib.calibration.purchase_model import (
     fit_purchases,
     poisson_deviance,
 )
+from ecomlib.calibration.report import two_panels
 from ecomlib.calibration.shrinkage import Population, fit_population
 from ecomlib.plotting import COLOURS
 
@@ -130,12 +131,9 @@ def plot_held_out(held_out: HeldOut, axes=None):
     Returns:
         The matplotlib figure.
     """
-    import matplotlib.pyplot as plt  # not needed by a calibration without pictures
     from matplotlib.ticker import LogLocator, NullLocator
 
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left, right = axes
+    left, right = two_panels(axes)
     deciles, response = held_out.deciles, held_out.response
     model, data = COLOURS["model"], COLOURS["data"]
 

@@ -12,6 +12,7 @@ from scipy.stats import nbinom
 from ..families.base import require, whole
 from ..families.inventory import CensoredInventory
 from ..families.inventory_priors import LogNormalDemand
+from .report import block, report
 from .service import HeldOutService, evaluate_service, plot_service
 from .stock_model import Demand, fit_demand
 from .stock_table import InventoryConfig, Periods, count, period_of, prepare_stock, read_stock
@@ -92,18 +93,13 @@ class InventoryCalibration:
         }
 
     def __str__(self) -> str:
-        def block(title: str, table: pd.DataFrame, **options) -> str:
-            return f"{title}\n{table.to_string(float_format='{:.3g}'.format, **options)}"
-
-        return "\n\n".join(
-            (
-                block("Products", self.funnel, index=False),
-                block("Prior in natural units", self.prior_table()),
-                block(f"Held-out periods ({self.held_out.periods})", self.held_out.models, index=False),
-                block("Service levels on held-out periods", self.held_out.service, index=False),
-                "Assumptions\n" + "\n".join(f"- {sentence}" for sentence in self.assumptions),
-            )
+        blocks = (
+            block("Products", self.funnel, index=False),
+            block("Prior in natural units", self.prior_table()),
+            block(f"Held-out periods ({self.held_out.periods})", self.held_out.models, index=False),
+            block("Service levels on held-out periods", self.held_out.service, index=False),
         )
+        return report(blocks, self.assumptions)
 
 
 def calibrate_inventory(

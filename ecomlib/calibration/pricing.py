@@ -13,6 +13,7 @@ from scipy.special import expit
 from ecomlib.calibration.goodness import HeldOut, evaluate_held_out, plot_held_out, population_of
 from ecomlib.calibration.preparation import CalibrationConfig, Prepared, centred, prepare
 from ecomlib.calibration.purchase_model import PurchaseFit, best_markup, fit_purchases
+from ecomlib.calibration.report import block, report
 from ecomlib.calibration.sales import read_sales
 from ecomlib.calibration.shrinkage import Population
 from ecomlib.families.pricing import GaussianPrior, LogitPricing
@@ -133,18 +134,13 @@ class PricingCalibration:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        def block(title: str, table: pd.DataFrame, **options) -> str:
-            return f"{title}\n{table.to_string(float_format='{:.3g}'.format, **options)}"
-
-        return "\n\n".join(
-            (
-                block("Products", self.funnel, index=False),
-                block("Prior in natural units", self.prior_table()),
-                block("Best price against the prices observed", self.outside, index=False),
-                block(f"Held-out weeks ({len(self.held_out.weeks)})", self.held_out.models, index=False),
-                "Assumptions\n" + "\n".join(f"- {sentence}" for sentence in self.assumptions),
-            )
+        blocks = (
+            block("Products", self.funnel, index=False),
+            block("Prior in natural units", self.prior_table()),
+            block("Best price against the prices observed", self.outside, index=False),
+            block(f"Held-out weeks ({len(self.held_out.weeks)})", self.held_out.models, index=False),
         )
+        return report(blocks, self.assumptions)
 
 
 def calibrate_pricing(sales: pd.DataFrame | str | Path, config: CalibrationConfig | None = None) -> PricingCalibration:

@@ -15,6 +15,7 @@ from ..families.recommendation import SlateRecommendation
 from ..families.shoppers import HashedCatalogue, SegmentPrior
 from .click_fit import held_out_clicks, plot_clicks
 from .clicks import Positions, Spreads, cells, fit_positions, fit_spreads, read_clicks
+from .report import block, report
 from .tables import TableError
 
 PLACES = (1.0, 0.28, 0.17, 0.09)
@@ -127,17 +128,12 @@ class RecommendationCalibration:
         }
 
     def __str__(self) -> str:
-        def block(title: str, table: pd.DataFrame, **options) -> str:
-            return f"{title}\n{table.to_string(float_format='{:.3g}'.format, **options)}"
-
-        return "\n\n".join(
-            (
-                ", ".join(f"{value:,} {name}" for name, value in self.summary().items()),
-                block("Found", self.prior_table()),
-                block("Held-out pairs of shopper and item", self.held_out, index=False),
-                "Assumptions\n" + "\n".join(f"- {sentence}" for sentence in self.assumptions),
-            )
+        blocks = (
+            ", ".join(f"{value:,} {name}" for name, value in self.summary().items()),
+            block("Found", self.prior_table()),
+            block("Held-out pairs of shopper and item", self.held_out, index=False),
         )
+        return report(blocks, self.assumptions)
 
 
 def calibrate_recommendation(

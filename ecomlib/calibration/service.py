@@ -10,6 +10,7 @@ from scipy.special import gammaln
 from scipy.stats import nbinom, poisson
 
 from ..plotting import COLOURS
+from .report import two_panels
 from .shrinkage import Array
 from .stock_model import fit_demand
 from .stock_table import Periods, count
@@ -133,11 +134,7 @@ def plot_service(held_out: HeldOutService, axes=None):
     Returns:
         The matplotlib figure.
     """
-    import matplotlib.pyplot as plt  # not needed by a calibration without pictures
-
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left, right = axes
+    left, right = two_panels(axes)
     deciles = held_out.deciles
     both = deciles[["predicted", "actual"]].to_numpy()
     limits = [both[both > 0].min(), both.max()]
