@@ -31,6 +31,7 @@ ALLOWED = {
     "families/base.py::number": SETTINGS,
     "families/constants.py::constant": "a constant of a compiled function, part of its code",
     "families/constants.py::_constant": "a copy from the host, once a process",
+    "families/bandits.py::_beta_quantile": "a prior that has no closed quantiles, once a task",
     "families/navigation.py::PointNavigation.test_goals": "the published goals, once",
     "families/pricing.py::LogitPricing.oracle_markup": PLANNING,
     "families/shelf.py::best_table": PLANNING,
