@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,9 @@ import nbval.plugin as nbval
 import pytest
 from notebooks import ROOT, prepare_environment, reference_platform
 
+# A size that was not refused fails its own test, before it takes all the memory there is and the process with it.
+if sys.platform == "linux":
+    resource.setrlimit(resource.RLIMIT_DATA, (8 * 2**30, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 prepare_environment()  # before any kernel starts: they inherit it
 matplotlib.use("Agg")  # of the tests' own figures; not by the environment, which kernels would inherit
 

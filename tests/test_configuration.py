@@ -293,6 +293,7 @@ def test_any_value_in_a_file_is_taken_as_it_is_or_refused_by_name(tmp_path, data
         ("[inner]\nlrr = 3", "inner.lrr: there is no such setting; did you mean inner.lr?"),
         ("[inner]\nlr = -1", "inner.lr = -1.0; allowed: a finite number > 0, or steps = 1 of them"),
         ('[inner]\nlr = "x"', "inner.lr = 'x'; allowed: a number or a list"),
+        ("[inner]\nsteps = 1189358018", "inner.steps = 1189358018; allowed: a whole number from 0 to 10000"),
         ("[inner]\nfirst_order = 1", "inner.first_order = 1; allowed: true or false"),
         ('[data]\nadvantage = "gae"',
          "data.advantage = 'gae'; allowed: 'leave_one_out', 'linear_feature' or 'same_step'"),

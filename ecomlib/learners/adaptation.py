@@ -42,7 +42,7 @@ class Inner:
     """Meta-SGD: a step size for every single parameter, learned with the parameters."""
 
     def __post_init__(self):
-        check(self, "steps", lambda x: whole(x, 0), "a whole number >= 0")
+        check(self, "steps", lambda x: whole(x, 0, 10**4), "a whole number from 0 to 10000")
         per_step = lambda x: isinstance(x, tuple) and len(x) == max(self.steps, 1) and all(number(a, 0) for a in x)
         check(
             self, "lr", lambda x: number(x, 0) or per_step(x), f"a finite number > 0, or steps = {self.steps} of them"
