@@ -1,8 +1,8 @@
-"""The sample of the Open Bandit Dataset as a table of impressions and clicks.
+"""The sample of the Open Bandit Dataset as tables of impressions and clicks.
 
 The logs are read by path from the installed package `obp` 0.4.1, which is never imported, and only if the files have
-the pinned sha256. `data/open_bandit.md` says what they are and what must not be concluded from them. Chapter
-"Recommendation".
+the pinned sha256. `data/open_bandit.md` says what they are and what must not be concluded from them. Chapters
+"Recommendation" and "Evaluating adaptive policies".
 """
 
 from __future__ import annotations
@@ -66,6 +66,28 @@ def clicks() -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     table["propensity"] = table["propensity"].round(6)
     return table[["policy", "campaign", "item", "position", "impressions", "clicks", "propensity"]]
+
+
+def decisions() -> pd.DataFrame:
+    """Every impression of the six logs in the order of time: what ``data/open_bandit_decisions.parquet`` holds.
+
+    Columns: policy, campaign, item, position (1 to 3), click, propensity (logged probability of showing the item in the
+    position at that moment: the policy "bts" was learning, so its propensities change).
+
+    Raises:
+        PanelError: as ``clicks``.
+    """
+    parts = []
+    for name in SHA256:
+        policy, campaign = name.split("/")
+        log = pd.read_csv(_checked(name), usecols=["timestamp", "item_id", "position", "click", "propensity_score"])
+        if not log["timestamp"].is_monotonic_increasing:
+            raise PanelError(f"the log {name} is not in the order of time")
+        log = log.drop(columns="timestamp").rename(columns={"item_id": "item", "propensity_score": "propensity"})
+        parts.append(log.assign(policy=policy, campaign=campaign))
+    table = pd.concat(parts, ignore_index=True)
+    small = {"policy": "category", "campaign": "category", "item": "uint8", "position": "uint8", "click": "uint8"}
+    return table[["policy", "campaign", "item", "position", "click", "propensity"]].astype(small)
 
 
 def random_clicks(path: str | Path) -> pd.DataFrame:
