@@ -73,6 +73,14 @@ class Policy:
         output, memory = self.network.step(self._weights(parameters), observation, memory)
         return *self._draw(self._named(output, parameters, None), noise), memory
 
+    def mode(self, named: tuple[Tensor, ...]) -> Tensor:
+        """The most likely action of a distribution."""
+        raise NotImplementedError
+
+    def entropy(self, named: tuple[Tensor, ...]) -> Tensor:
+        """(...) entropy of a result of ``distribution``."""
+        raise NotImplementedError
+
     # What a kind of policy fills in; ``named`` is its distribution.
     def _weights(self, parameters: list[Tensor]) -> list[Tensor]:
         return parameters
@@ -99,6 +107,14 @@ class Categorical(Policy):
     def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
         """(...) sum over actions of pi_old (log pi_old - log pi_new)."""
         return (old[0].exp() * (old[0] - new[0])).sum(-1)
+
+    def mode(self, named: tuple[Tensor, ...]) -> Tensor:
+        """(...) int64."""
+        return named[0].argmax(-1)
+
+    def entropy(self, named: tuple[Tensor, ...]) -> Tensor:
+        """(...) -sum over actions of pi log pi."""
+        return -(named[0].exp() * named[0]).sum(-1)
 
     def distribution(self, parameters: list[Tensor], observation: Tensor, action: Any = None) -> tuple[Tensor, ...]:
         """(log pi(. | observation),), (..., action)."""
@@ -155,6 +171,14 @@ class Gaussian(Policy):
         distance = ((old[0] - new[0]) * (-new[1]).exp()) ** 2
         return (0.5 * (ratio + distance - 1) + new[1] - old[1]).sum(-1)
 
+    def mode(self, named: tuple[Tensor, ...]) -> Tensor:
+        """The mean, (...) or (..., D)."""
+        return named[0][..., 0] if self.noise_size == 1 else named[0]
+
+    def entropy(self, named: tuple[Tensor, ...]) -> Tensor:
+        """(1,) sum over dimensions of log_std + log(2 pi e) / 2."""
+        return (named[1] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
     def _weights(self, parameters: list[Tensor]) -> list[Tensor]:
         # log_std comes on top of what the network itself has.
         return parameters[: self.network.tensors]
@@ -184,6 +208,14 @@ class SquashedGaussian(Gaussian):
         self.low, self.high = low, high
         check(self, "low", number, "a finite number")
         check(self, "high", lambda x: number(x, low), f"a finite number > low = {low}")
+
+    def mode(self, named: tuple[Tensor, ...]) -> Tensor:
+        """Where the mean is mapped to: the median, not the mode, of a squashed action."""
+        return self.low + (self.high - self.low) * torch.sigmoid(2 * super().mode(named))
+
+    def entropy(self, named: tuple[Tensor, ...]) -> Tensor:
+        """There is no closed form."""
+        raise NotImplementedError
 
     def _log_prob(self, named: tuple[Tensor, ...], action: Tensor) -> Tensor:
         # An action rounded onto its bound has an infinite pre-image; the largest number below 1 stands for it.
@@ -237,6 +269,16 @@ class PlackettLuce(Policy):
         shown = old[0].isinf()
         difference = (old[0] - new[0]).masked_fill(shown, 0.0)
         return (old[0].exp() * difference).sum((-2, -1))
+
+    def mode(self, named: tuple[Tensor, ...]) -> Tensor:
+        """(..., slate) int64, the items of the highest scores in order; ``named`` are the scores, (..., items)."""
+        return named[0].topk(self.slate, -1).indices
+
+    def entropy(self, named: tuple[Tensor, ...]) -> Tensor:
+        """(...) sum over positions of the entropy of the next item's choice, given the items shown before it: its mean
+        over slates is the entropy of the slates (chain rule)."""
+        logs = named[0].masked_fill(named[0].isinf(), 0.0)
+        return -(named[0].exp() * logs).sum((-2, -1))
 
     def _named(self, output: Tensor, parameters: list[Tensor], action: Any) -> tuple[Tensor, ...]:
         """(log-probability of every item at every position,), (..., slate, items); -inf for an item already shown."""
