@@ -11,7 +11,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .families.bandits import BernoulliBandit
 from .families.base import require, whole
@@ -174,3 +176,41 @@ def arm_at_prices(price: NDArray[np.float64], prior: tuple[float, float]) -> tup
         reached[1:, :-1] += now * p
         reached[:-1, 1:] += now * (1 - p)
     return float(value[0, 0]), np.array(pulled)
+
+
+# ------------------------------------------------------------------------------------------------ what was played
+def histories(family: BernoulliBandit, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+    """Successes and failures (T, M, N, arms) before every pull of ``action``, ``reward`` (T, M, N)."""
+    pulled = torch.nn.functional.one_hot(action, family.arms).to(reward.dtype)
+    before = lambda x: x.cumsum(0) - x
+    return before(pulled * reward[..., None]), before(pulled * (1 - reward[..., None]))
+
+
+def posterior_reward(family: BernoulliBandit, action: Tensor, reward: Tensor) -> Tensor:
+    """(T, M, N) mean of each reward given everything before it: the posterior mean of the arm that was pulled.
+
+    In place of the rewards it leaves the mean over the prior as it is and takes out the luck of the pulls and most of
+    that of the chances. For tasks from the family's own prior only.
+    """
+    success, failure = (x.gather(-1, action[..., None])[..., 0] for x in histories(family, action, reward))
+    a, b = family.prior
+    return (a + success) / (a + b + success + failure)
+
+
+def optimality_gaps(family: BernoulliBandit, action: Tensor, reward: Tensor) -> Tensor:
+    """(T, M, N) what each pull gave away, max Q - Q(pulled), in the optimum's own action values.
+
+    Its mean over tasks, summed over an episode, is the optimum's value less the policy's, equation (eq-bandit-gap),
+    and nothing in it is luck: a policy that always pulls a best arm has gap 0 in every episode.
+    """
+    success, failure = histories(family, action, reward)
+    optimum, base = bayes_optimal(family), family.pulls + 1
+    code = (success * base + failure).long().flatten(0, -2)
+    chosen = code.gather(-1, action.flatten()[:, None])
+    touched = code.sort(-1, descending=True).values[:, : family.pulls]
+    rows, place = torch.unique(torch.cat((touched, chosen), -1), dim=0, return_inverse=True)
+    gaps = []
+    for *codes, pulled in rows.tolist():
+        values = optimum.action_values(tuple(sorted(divmod(code, base) for code in codes if code)))
+        gaps.append(max(values.values()) - values[divmod(pulled, base)])
+    return torch.tensor(gaps, dtype=reward.dtype)[place].view_as(reward)
