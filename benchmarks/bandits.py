@@ -1,21 +1,23 @@
 """Bernoulli bandits: what each method earns on 20,000 instances, next to the exact optimum where there is one.
 
-    python -m benchmarks.bandits 10 5                            # pulls, arms: everything that the file does not hold yet
-    python -m benchmarks.bandits 10 5 --parts baselines --again  # these parts only, anew
-    python -m benchmarks.bandits --summary                       # the table of all stored settings
-    python -m benchmarks.bandits 10 5 --quick --folder FOLDER    # tiny sizes: does it run?
+    python -m benchmarks.bandits 10 5                           # pulls, arms: what its file does not hold yet
+    python -m benchmarks.bandits 10 5 --parts baselines --again # these parts only, anew
+    python -m benchmarks.bandits --summary                      # the table of all stored settings
+    python -m benchmarks.bandits 10 5 --quick --folder FOLDER   # tiny sizes: does it run?
 
 The settings are those of Duan et al. (2016): chances uniform on [0, 1], one episode of n pulls, no discount. Instances
 are the first 20,000 of split ``test``; every method meets the same, with the same luck. A mean is given three times:
 of the rewards; of their means given what was seen before (``exact_bandits.posterior_reward``), which has less noise;
 and, where the dynamic programme can be solved, as the optimum less the pulls' gaps (``exact_bandits.optimality_gaps``),
 which has hardly any. Settings of the classical methods, and whether a trained policy draws its pulls or takes the most
-likely one, are chosen on split ``train``.
+likely one, are chosen on split ``train``. Trained parameters are kept under build/bandits, where a setting with more
+arms finds those of one with fewer; what is not there is trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -77,20 +80,21 @@ class Training:
         return RL2(family, replace(self.config, anneal=self.iterations))
 
 
+SMALL = replace(ROWS, tasks=32, replicas=4)
 PLANS = {
     (10, 5): (Training("RL2, GRU", FLAT, 150), Training("RL2, rows", ROWS, 100)),
-    (10, 10): (Training("RL2, GRU", FLAT, 300), Training("RL2, rows", ROWS, 80)),
+    (10, 10): (Training("RL2, GRU", FLAT, 200), Training("RL2, rows", ROWS, 80)),
     (10, 50): (
         Training("RL2, GRU", FLAT, 400),
-        Training("RL2, rows", replace(ROWS, tasks=32, replicas=4), 100),
+        Training("RL2, rows", SMALL, 100),
         Training("RL2, rows, trained on 10 arms", ROWS, 80, arms=10),
     ),
     (100, 5): (
-        Training("RL2, GRU", replace(FLAT, tasks=64, replicas=4), 150),
-        Training("RL2, rows", replace(ROWS, tasks=32, replicas=4), 120),
+        Training("RL2, GRU", replace(FLAT, tasks=32, replicas=4), 120),
+        Training("RL2, rows", SMALL, 120),
     ),
-    (100, 10): (Training("RL2, rows", replace(ROWS, tasks=32, replicas=4), 120),),
-    (100, 50): (Training("RL2, rows, trained on 10 arms", replace(ROWS, tasks=32, replicas=4), 120, arms=10),),
+    (100, 10): (Training("RL2, rows", SMALL, 80),),
+    (100, 50): (Training("RL2, rows, trained on 10 arms", SMALL, 80, arms=10),),
 }
 """What is trained for (pulls, arms)."""
 
@@ -183,17 +187,13 @@ class Setting:
         """Train one seed and play it."""
         source = self.family if plan.arms is None else replace(self.family, arms=plan.arms)
         iterations = 2 if self.sizes == QUICK else plan.iterations
-        began = time.process_time()
-        learner = plan.learner(source)
-        state = learner.meta_train(source, seed, iterations, progress=False)
-        seconds = time.process_time() - began
+        meta, curve, seconds = parameters(plan.learner(source), source, seed, iterations)
         player = plan.learner(self.family)
-        training = {drawn: self.tuning_score(player.agent(state.meta, sample=drawn)) for drawn in (True, False)}
+        training = {drawn: self.tuning_score(player.agent(meta, sample=drawn)) for drawn in (True, False)}
         drawn = training[True] >= training[False]
-        found = self.measured(player.agent(state.meta, sample=drawn))
-        curve = [round(log["return"], 4) for log in state.history]
+        found = self.measured(player.agent(meta, sample=drawn))
         about = {"pulls are": "drawn" if drawn else "the most likely", "training": list(training.values())}
-        about |= {"processor seconds": round(seconds, 1), "curve": curve}
+        about |= {"processor seconds": seconds, "curve": curve}
         return found | about | measure.conditions()
 
     def make(self, name: str, again: bool) -> None:
@@ -212,6 +212,21 @@ class Setting:
             save(self.baselines() | {"processor seconds": round(time.process_time() - began, 1)})
         if name == "rl2":
             self.rl2(save, parts.get(name, {}).get("result", {}))
+
+
+def parameters(learner: RL2, source: BernoulliBandit, seed: int, iterations: int) -> tuple[list, list, float]:
+    """Meta-parameters after training, the curve of returns, and processor seconds; from the cache where they are."""
+    stamp = hashlib.sha256(repr((source, learner.config, seed, iterations)).encode()).hexdigest()[:16]
+    file = Path("build") / "bandits" / f"{stamp}.npz"
+    if not file.exists():
+        began = time.process_time()
+        state = learner.meta_train(source, seed, iterations, progress=False)
+        curve, seconds = [log["return"] for log in state.history], time.process_time() - began
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, *(p.numpy() for p in state.meta), curve=curve, seconds=seconds)
+    stored = np.load(file, allow_pickle=False)
+    meta = [torch.from_numpy(stored[f"arr_{i}"]) for i in range(len(stored.files) - 2)]
+    return meta, stored["curve"].tolist(), round(float(stored["seconds"]), 1)
 
 
 def interval(values: Tensor) -> list[float]:
