@@ -3,13 +3,15 @@ are three ways to write the same thing (chapter "Running experiments")."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Generic, Literal, TypeVar
 
 import tyro
 from torch import Tensor
 
+from .baselines import belief
+from .baselines.oracle import oracle_decisions
 from .families import (
     CensoredInventory,
     LogitPricing,
@@ -21,6 +23,7 @@ from .families import (
 from .families.base import TaskFamily, check, number, whole
 from .learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, ReptileStep, TRPOStep
 from .learners.credit import segment_credit
+from .learners.rl2 import RL2, RL2Config
 from .policies import Policy
 from .policy_settings import PolicySettings, check_name
 from .returns import (
@@ -52,9 +55,11 @@ OUTER = {
     "anil": PPOStep,
     "meta-sgd": PPOStep,
     "recurrent-ppo": PPOStep,
+    "rl2": RL2Config,
 }
-"""Name of an algorithm -> its outer step. The last four are PPO-MAML without second derivatives, with only the last
-layer adapting, with a step size learned for every parameter; and PPO on a policy with a memory and no inner step."""
+"""Name of an algorithm -> its outer step. Those before the last are PPO-MAML without second derivatives, with only the
+last layer adapting, with a step size learned for every parameter; and PPO on a policy that remembers an episode and
+takes no inner step. rl2, which remembers a trial of several episodes, is a learner of its own."""
 SURROGATES = {
     "log_likelihood": log_likelihood,
     "ratio": ratio,
@@ -195,7 +200,9 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """The outer step."""
     family_name: tyro.conf.Suppress[Literal["pricing", "inventory", "bidding", "recommendation", "navigation", "shop"]]
     """Chooses the task family."""
-    algorithm: Literal["ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo"]
+    algorithm: Literal[
+        "ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo", "rl2"
+    ]
     """Chooses the outer step and defaults; every default can be changed."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """The policy."""
@@ -211,7 +218,7 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """The seeds are first_seed, first_seed + 1, ..."""
     seeds_at_once: int | None = None
     """Seeds trained in one batch: the same numbers to rounding. None is all, or 1 where the outer step takes no batch
-    (TRPO)."""
+    (TRPO, RL2)."""
     checkpoint_every: int = 20
     """Iterations between checkpoints: what a crash can cost."""
     keep: int = 3
@@ -231,7 +238,15 @@ class TrainConfig(Generic[FamilyT, OuterT]):
             check(self, name, lambda x, most=most: whole(x, 1, most), f"a whole number from 1 to {most}")
         check(self, "first_seed", lambda x: whole(x, 0, 2**31), "a whole number from 0 to 2147483648")
         batch = lambda x: x is None or (whole(x, 1) and (x == 1 or self.outer_batches))
-        check(self, "seeds_at_once", batch, "None or a whole number >= 1; 1 with trpo-maml")
+        check(self, "seeds_at_once", batch, "None or a whole number >= 1; 1 with trpo-maml and rl2")
+        if isinstance(self.outer, RL2Config):
+            for name, default in _RL2.items():
+                for f in fields(default):
+                    only = getattr(default, f.name)
+                    why = f"{only} with rl2, whose own settings are all under outer"
+                    check(getattr(self, name), f.name, lambda x, only=only: x == only, why)
+            teaches = belief.dispatch(type(self.family)) is not belief.dispatch(object)
+            check(self.outer, "pretrain", lambda x: x == 0 or teaches, "0 for a family without Bayesian baselines")
         if isinstance(self.outer, ReptileStep):
             check(self.inner, "steps", lambda x: x >= 1, "a whole number >= 1 with reptile")
             check(self.inner, "learn_lr", lambda x: not x, "False with reptile, which learns no step sizes")
@@ -240,7 +255,7 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     @property
     def outer_batches(self) -> bool:
         """Whether the outer step takes several seeds at once."""
-        return not isinstance(self.outer, TRPOStep)
+        return not isinstance(self.outer, TRPOStep | RL2Config)
 
     @property
     def groups(self) -> list[tuple[int, ...]]:
@@ -249,11 +264,25 @@ class TrainConfig(Generic[FamilyT, OuterT]):
         size = self.seeds_at_once or (self.seeds if self.outer_batches else 1)
         return [tuple(seeds[i : i + size]) for i in range(0, self.seeds, size)]
 
-    def learner(self) -> MAML:
+    @property
+    def steps_of_iteration(self) -> int:
+        """Steps in the environment that an iteration plays, of one seed."""
+        horizon, data = self.family.horizon, self.data
+        if isinstance(self.outer, RL2Config):
+            return self.outer.tasks * self.outer.replicas * self.outer.units * self.outer.episodes * horizon
+        return data.tasks * (data.transitions or data.episodes * horizon) * (self.inner.steps + 1)
+
+    def learner(self) -> MAML | RL2:
         """The meta-learner that this configuration describes."""
+        if isinstance(self.outer, RL2Config):
+            return RL2(self.family, replace(self.outer, anneal=self.outer.anneal or self.iterations), oracle_decisions)
         policy = self.policy.build(self.family)
         data = self.data.build(self.policy.network == "gru", self.inner.surrogate)
         return MAML(policy, self.inner.build(policy, self.family), self.outer, data)
+
+
+_RL2 = {"policy": PolicySettings(), "inner": InnerSettings(steps=0), "data": DataSettings()}
+"""The parts of a configuration that rl2 has no use for."""
 
 
 # ------------------------------------------------------------------------------------------------- defaults
@@ -267,7 +296,9 @@ class Defaults:
     ppo: PPOStep = field(default_factory=lambda: PPOStep(lr=3e-3, epochs=3))
     trpo: TRPOStep = field(default_factory=TRPOStep)
     recurrent: tuple[DataSettings, PPOStep] | None = None
-    """For a policy with a memory; None is as above."""
+    """For a policy that remembers an episode; None is as above."""
+    rl2: RL2Config = field(default_factory=RL2Config)
+    """For a policy that remembers a trial."""
 
 
 DEFAULTS = {
@@ -314,6 +345,8 @@ DEFAULTS = {
 def default_config(family: str, algorithm: str) -> TrainConfig:
     """Settings that a command without flags trains with."""
     of = DEFAULTS[family]
+    if algorithm == "rl2":
+        return TrainConfig(FAMILIES[family](), of.rl2, family, algorithm, **_RL2)
     policy, inner, data, outer = of.policy, of.inner, of.data, OUTER[algorithm]()
     if isinstance(outer, PPOStep):
         outer = of.ppo

@@ -28,6 +28,7 @@ from .learners import MAML
 from .learners.adaptation import adapt
 from .learners.maml import Stage
 from .learners.objective import split_meta
+from .learners.rl2 import RL2
 from .policies import Categorical, Gaussian, Policy, SquashedGaussian
 from .runs import LoadedRun
 
@@ -123,6 +124,9 @@ def export_policy(
     out, learner, family = Path(out), run.learner, run.family
     require(format in FORMATS, "--format", format, ", ".join(FORMATS))
     require(out.suffix == FORMATS[format], "--out", str(out), f"a file that ends with {FORMATS[format]}")
+    if isinstance(learner, RL2):
+        raise ValueError("algorithm = rl2; allowed: the others. What it is fed is put together in Python (TrialInput): "
+                         "use RL2.agent of the loaded run")  # fmt: skip
     theta, _ = split_meta(learner.inner, [p.detach() for p in run.meta])
     recurrent, adapted = hasattr(learner.policy.network, "step"), None
     if task_data is not None:

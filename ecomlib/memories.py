@@ -26,7 +26,7 @@ class Memory:
     """What every memory offers. ``outputs`` of all steps at once equal those of ``step`` one after another.
 
     Every kind embeds an input (tanh of a linear map), folds it into the memory, and reads outputs, and a guess of the
-    return to come, off one tanh layer of the embedding and the memory.
+    return to come, off two tanh layers of the embedding and the memory.
     """
 
     memory_tensors: int
@@ -41,7 +41,7 @@ class Memory:
         require(whole(length, 1), "Memory.length", length, "a whole number >= 1")
         self.size, self.rows, self.hidden, self.length, self.pooled = size, rows, hidden, length, pooled
         self.row_outputs, self.output_size = outputs, rows * outputs
-        self.tensors = 2 + self.memory_tensors + (8 if rows > 1 else 7)
+        self.tensors = 2 + self.memory_tensors + (10 if rows > 1 else 9)
         self.head = (self.tensors - 2, self.tensors - 1)
 
     def initial(self, generator: Generator) -> list[Tensor]:
@@ -55,6 +55,8 @@ class Memory:
             _bias(generator, hidden),
             *self._memory_initial(generator),
             *reading,
+            _bias(generator, hidden),
+            _weight(generator, hidden, hidden),
             _bias(generator, hidden),
             # Small last layers keep the first policy near uniform and the first guess near 0.
             _weight(generator, hidden, 1, 0.01),
@@ -96,11 +98,12 @@ class Memory:
         return met.mean(-3, keepdim=True) if self.pooled else met
 
     def _read(self, parameters: list[Tensor], embedded: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        own, remembered, *others, bias, value, value_bias, out, out_bias = parameters[2 + self.memory_tensors :]
+        own, remembered, *others = parameters[2 + self.memory_tensors : -7]
+        bias, weight, second_bias, value, value_bias, out, out_bias = parameters[-7:]
         hidden = embedded @ own + summary @ remembered + bias
         if self.rows > 1:
             hidden = hidden + summary.mean(-2, keepdim=True) @ others[0]
-        hidden = torch.tanh(hidden)
+        hidden = torch.tanh(torch.tanh(hidden) @ weight + second_bias)
         return (hidden @ out + out_bias).flatten(-2), (hidden.mean(-2) @ value + value_bias)[..., 0]
 
     # ------------------------------------------------------------------------------------------- what a kind fills in
@@ -177,25 +180,29 @@ class SumMemory(Memory):
     @property
     def summary_size(self) -> int:
         """Logarithms of the sums."""
-        return self.hidden
+        return self.hidden + self.size
 
     def begin(self, inputs: Tensor) -> Tensor:
-        """Sums of zero (task, unit, rows, hidden), one unit for all with ``pooled``."""
+        """Sums of zero (task, unit, rows, summary), one unit for all with ``pooled``."""
         units = 1 if self.pooled else inputs.shape[1]
-        return inputs.new_zeros(len(inputs), units, self.rows, self.hidden)
+        return inputs.new_zeros(len(inputs), units, self.rows, self.summary_size)
 
     def _memory_initial(self, generator: Generator) -> list[Tensor]:
         return [_weight(generator, self.size, self.hidden), _bias(generator, self.hidden)]
 
     def _met(self, parameters: list[Tensor], rows: Tensor, embedded: Tensor) -> Tensor:
-        return torch.relu(rows @ parameters[0] + parameters[1])
+        # Learned counts, and the inputs' own: how often each action was taken and what it earned, for example.
+        return torch.relu(torch.cat((rows @ parameters[0] + parameters[1], rows), -1))
 
     def _fold(self, parameters: list[Tensor], met: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         memory = memory + met
-        return torch.log(memory + 0.1), memory
+        return self._logarithm(memory), memory
 
     def _fold_all(self, parameters: list[Tensor], met: Tensor) -> Tensor:
-        return torch.log(met.cumsum(0) + 0.1)
+        return self._logarithm(met.cumsum(0))
+
+    def _logarithm(self, total: Tensor) -> Tensor:
+        return torch.log1p(50 * total) / 4
 
 
 def memory_network(kind: Literal["gru", "sum", "attention"], **settings: Any) -> Memory:

@@ -27,6 +27,7 @@ NAMES = {
     "anil": "ANIL",
     "meta-sgd": "Meta-SGD",
     "recurrent-ppo": "recurrent PPO",
+    "rl2": "RL2",
 }
 """An algorithm of the command line, as it is written."""
 BASELINES = {"greedy Bayes": "greedy", "Thompson": "thompson"}

@@ -19,6 +19,7 @@ from .configuration import TrainConfig
 from .evaluation.adaptation import AdaptationReturns, adaptation_returns
 from .families.base import TaskFamily, require, split, take
 from .learners import MAML, MAMLConfig
+from .learners.rl2 import RL2Config
 from .machine import precision
 from .policies import Policy
 from .rollout import Agent, Trajectories, rollout, trial
@@ -46,9 +47,13 @@ def evaluate_run(path: str | Path, name: str, settings: EvaluationConfig, progre
     data = config.data
     if settings.episodes is not None:
         data = replace(data, episodes=settings.episodes, transitions=None)
-    learner = replace(config, data=data).learner()
-    steps = config.inner.steps if settings.steps is None else settings.steps
-    episodes = data.episodes if data.transitions is None else math.ceil(data.transitions / config.family.horizon)
+    if remembers := isinstance(config.outer, RL2Config):
+        learner, steps = config.learner(), config.outer.episodes - 1
+        episodes = config.outer.units if settings.episodes is None else settings.episodes
+    else:
+        learner, steps = replace(config, data=data).learner(), config.inner.steps
+        episodes = data.episodes if data.transitions is None else math.ceil(data.transitions / config.family.horizon)
+    steps = steps if settings.steps is None else settings.steps
     with precision(config.dtype):
         drifting = name == "drifting"
         family, tasks = split(config.family, "test" if drifting else name, settings.tasks, settings.on)
@@ -56,15 +61,21 @@ def evaluate_run(path: str | Path, name: str, settings: EvaluationConfig, progre
         if drifting:
             require(hasattr(family, "drifted"), "split", name, f"another one: {config.family_name} does not drift")
             drift = lambda ids, episode: family.drifted(ids, episode, settings.pace)
-            learner = MAML(learner.policy, learner.inner, learner.outer, drifting_collection(learner.config, drift))
+            if not remembers:
+                learner = MAML(learner.policy, learner.inner, learner.outer, drifting_collection(learner.config, drift))
         found = []
         for one in loaded:
             meta = [p.to(settings.on) for p in one.meta]
             bar = tqdm(total=settings.tasks, desc=f"{name}, seed {one.seed}", unit="task", disable=not progress)
             with bar:
-                found.append(returns_by_step(learner, meta, family, tasks, steps, settings.luck, bar.update))
+                if remembers:
+                    agent, luck = learner.agent(meta), settings.luck
+                    returns = agent_returns(agent, family, tasks, steps, episodes, luck, bar.update, drift)
+                    found.append(AdaptationReturns(returns, torch.zeros_like(returns, dtype=torch.bool)))
+                else:
+                    found.append(returns_by_step(learner, meta, family, tasks, steps, settings.luck, bar.update))
         # Without inner steps no episode tells the policy of another one, so the baselines learn from their own alone.
-        classical = baselines(config, stores=steps > 0)
+        classical = baselines(config, stores=config.outer.pooled if remembers else steps > 0)
         array = lambda x: x.cpu().double().numpy()
         by_name = {}
         for title, agent in classical.items():

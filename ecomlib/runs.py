@@ -28,6 +28,7 @@ from .configuration import TrainConfig
 from .families.base import TaskFamily
 from .files import locked, remove_unfinished, write_atomically, write_json
 from .learners import MAML, MetaTraining
+from .learners.rl2 import RL2
 
 
 class RunError(ValueError):
@@ -161,7 +162,7 @@ class LoadedRun(NamedTuple):
 
     config: TrainConfig
     family: TaskFamily
-    learner: MAML
+    learner: MAML | RL2
     meta: list[Tensor]  # of one seed
     seed: int
     iteration: int
@@ -191,7 +192,7 @@ def load_run(
     return LoadedRun(run.config, run.config.family, learner, [p.to(device) for p in meta], seed, state.iteration)
 
 
-def check_state(learner: MAML, state: MetaTraining, seeds: tuple[int, ...], run: Run) -> None:
+def check_state(learner: MAML | RL2, state: MetaTraining, seeds: tuple[int, ...], run: Run) -> None:
     """Raise ``CheckpointError`` unless a checkpoint of these seeds fits the learner."""
     seed_axis = () if len(seeds) == 1 else (len(seeds),)
     initial, dtype = learner.initial(Generator().manual_seed(0)), getattr(torch, run.config.dtype)

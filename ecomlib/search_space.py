@@ -14,14 +14,23 @@ from .configuration import TrainConfig
 from .evaluation.statistics import normalised_score
 from .families.base import sample_tasks
 from .learners import MAML, MetaTraining, PPOStep, TRPOStep
+from .learners.rl2 import RL2, RL2Config
 from .machine import precision
-from .run_evaluation import returns_by_step
+from .run_evaluation import agent_returns, returns_by_step
 
 
 def space(base: TrainConfig) -> dict[str, BaseDistribution]:
     """What is searched, around the settings ``base``: a name is the setting's place in the configuration."""
     inner, outer, paid = base.inner, base.outer, base.data.tasks * base.data.episodes
     found: dict[str, BaseDistribution] = {}
+    if isinstance(outer, RL2Config):
+        return {
+            "outer.lr": _around(outer.lr, 10),
+            "outer.entropy": _around(max(outer.entropy, 1e-3), 10),
+            "outer.epochs": IntDistribution(1, max(6, outer.epochs)),
+            "outer.gae_lambda": CategoricalDistribution(sorted({0.9, 0.97, 1.0, outer.gae_lambda})),
+            "outer.hidden": CategoricalDistribution(sorted({16, 32, 64, 128, outer.hidden})),
+        }
     if inner.steps:
         found["inner.lr"] = _around(own_value(base, "inner.lr"), 30)
     if isinstance(outer, TRPOStep):
@@ -112,9 +121,14 @@ def scores_of(
     return scores
 
 
-def _score(judge: MAML, config: TrainConfig, meta: list[Tensor], seed: int, tasks: int, device: str) -> float:
+def _score(judge: MAML | RL2, config: TrainConfig, meta: list[Tensor], seed: int, tasks: int, device: str) -> float:
     drawn = sample_tasks(config.family, tasks, Generator().manual_seed(seed), device)
+    blind, oracle = config.family.blind_return(drawn), config.family.oracle_return(drawn)
+    if isinstance(judge, RL2):  # the whole trial counts
+        c, luck = judge.config, seed % 2**31
+        returns = agent_returns(judge.agent(meta), config.family, drawn, c.episodes - 1, c.units, luck)
+        return normalised_score(returns.mean(0), blind, oracle)
     found = returns_by_step(judge, meta, config.family, drawn, config.inner.steps, seed % 2**31)
     if found.diverged[-1].any():
         raise FloatingPointError(f"adaptation diverged on {found.diverged_share[-1]:.1%} of {tasks} tasks")
-    return normalised_score(found.returns[-1], config.family.blind_return(drawn), config.family.oracle_return(drawn))
+    return normalised_score(found.returns[-1], blind, oracle)

@@ -211,14 +211,14 @@ class Training:
         for i, seed in enumerate(self.seeds):
             row = {name: value[i] if several else value for name, value in log.items()}
             tasks = sample_tasks(
-                self.config.family, self.config.data.tasks, iteration_generator(seed, state.iteration - 1), self.device
+                self.config.family,
+                self.learner.tasks_of(state.iteration - 1),
+                iteration_generator(seed, state.iteration - 1),
+                self.device,
             )
             row["blind return"] = self.config.family.blind_return(tasks).mean().item()
             row["oracle return"] = self.config.family.oracle_return(tasks).mean().item()
-            data = self.config.data
-            episode_steps = data.transitions or data.episodes * self.config.family.horizon
-            steps = data.tasks * episode_steps * (self.config.inner.steps + 1)
-            result.append(row | {"score": self.run.score([row]), "steps": steps})
+            result.append(row | {"score": self.run.score([row]), "steps": self.config.steps_of_iteration})
         return result
 
     def _save(self, state: MetaTraining, scheduled: bool) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +43,13 @@ class TrialInput:
             action = family.actions or getattr(family, "action_size", 1)
             self.outputs = action
             self.size = 3 + 4 * seen + action * (3 if family.actions else 1)
-        sample = family.prior_sample(256) if hasattr(family, "prior_sample") else family.tasks(torch.arange(256))
-        self.unit = family.blind_return(sample).abs().mean() / family.horizon + 1e-9
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """() what a step earns about: mean absolute return of the blind policy, by step. Rewards are divided by it."""
+        family, count = self.family, 256
+        sample = family.prior_sample(count) if hasattr(family, "prior_sample") else family.tasks(torch.arange(count))
+        return family.blind_return(sample).abs().mean() / family.horizon + 1e-9
 
     @property
     def _segments(self) -> int:

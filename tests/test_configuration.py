@@ -35,7 +35,17 @@ from ecomlib.families import (
 )
 from ecomlib.families.inventory_priors import DemandRanges, LogNormalDemand
 from ecomlib.families.priors import GaussianPrior, LogUniformPrior
-from ecomlib.learners import Inner, MAMLConfig, PPOConfig, PPOStep, ReinforceStep, ReptileStep, TRPOConfig, TRPOStep
+from ecomlib.learners import (
+    Inner,
+    MAMLConfig,
+    PPOConfig,
+    PPOStep,
+    ReinforceStep,
+    ReptileStep,
+    RL2Config,
+    TRPOConfig,
+    TRPOStep,
+)
 from ecomlib.learners.meta import GradientStep
 from ecomlib.learners.reinforce import ReinforceConfig
 from ecomlib.training import Machine
@@ -92,6 +102,15 @@ VALID = {
     ReinforceStep: st.builds(ReinforceStep, **adam),
     ReptileStep: st.builds(ReptileStep, positive, st.booleans()),
     TRPOStep: st.builds(TRPOStep, trust, transitions=st.none() | whole),
+    RL2Config: st.builds(
+        RL2Config,
+        episodes=st.integers(1, 9),
+        memory=st.sampled_from(["gru", "sum", "attention"]),
+        replicas=st.integers(2, 99),
+        lr=positive,
+        own_unit=share,
+        anneal=st.none() | whole,
+    ),
 }
 hidden = st.lists(st.integers(1, 999), min_size=1, max_size=3).map(tuple)
 mlp = st.builds(
@@ -125,10 +144,12 @@ def train_configs(draw) -> TrainConfig:
     many = st.none() | whole
     data = DataSettings(draw(whole), draw(whole) + 1, draw(many), draw(weights), draw(advantage), draw(share),
                         draw(share), draw(many))  # fmt: skip
-    outer = draw(VALID[OUTER[algorithm]])
-    several = st.just(1) if isinstance(outer, TRPOStep) else whole
+    outer, policy = draw(VALID[OUTER[algorithm]]), draw(mlp | gru)
+    several = st.just(1) if isinstance(outer, TRPOStep | RL2Config) else whole
+    if isinstance(outer, RL2Config):  # which has no use for these
+        policy, inner, data = PolicySettings(), InnerSettings(steps=0), DataSettings()
     return TrainConfig(
-        draw(VALID[family]), outer, family, algorithm, draw(mlp | gru), inner, data, draw(whole),
+        draw(VALID[family]), outer, family, algorithm, policy, inner, data, draw(whole),
         draw(st.integers(1, 99)), draw(st.integers(0, 2**31)), draw(st.none() | several), draw(whole),
         draw(st.integers(1, 99)), draw(st.sampled_from(["float32", "float64"])),
     )  # fmt: skip

@@ -6,7 +6,6 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..families import SegmentBidding

@@ -32,9 +32,9 @@ class SearchOptions:
     winner is trained again with fresh seeds and scored on other tasks. The same command goes on where it was stopped.
     Writes best.toml (for `train --config`), result.json and pictures into --search."""
 
-    algorithm: Literal["ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo"] = (
-        "ppo-maml"
-    )
+    algorithm: Literal[
+        "ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo", "rl2"
+    ] = "ppo-maml"
     """Whose settings."""
     settings: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
     search: Path | None = None

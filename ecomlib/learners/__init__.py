@@ -7,12 +7,14 @@ from .meta import GradientStep, MetaTraining
 from .outer import PPOStep, ReinforceStep, TRPOStep
 from .ppo import PPO, PPOConfig
 from .reinforce import Reinforce, ReinforceConfig
+from .rl2 import RL2, RL2Config
 from .supervised import SupervisedMAML
 from .trpo import TRPO, TRPOConfig
 
 __all__ = [
     "MAML",
     "PPO",
+    "RL2",
     "TRPO",
     "GradientStep",
     "Inner",
@@ -20,6 +22,7 @@ __all__ = [
     "MetaTraining",
     "PPOConfig",
     "PPOStep",
+    "RL2Config",
     "Reinforce",
     "ReinforceConfig",
     "ReinforceStep",

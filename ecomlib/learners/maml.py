@@ -103,12 +103,16 @@ class MAML(MetaLearner):
         if self.config.compact and whole_episodes:
             raise ValueError("MAMLConfig.compact = True; allowed: False with dice or a recurrent policy")
         self.stage_weights = weights
-        self.name = f"{outer.name}-MAML"
+        self.name = f"{outer.name}-MAML" if inner.steps else outer.name
 
     def initial(self, generator: Generator) -> list[Tensor]:
         """The policy's initial parameters, then step sizes where they are learned."""
         theta = self.policy.initial(generator)
         return theta + (self.inner.step_sizes(theta) if self.inner.learn_lr else [])
+
+    def tasks_of(self, iteration: int) -> int:
+        """Tasks of an iteration."""
+        return self.config.tasks
 
     def loss(self, parameters: list[Tensor], stage: Stage) -> Tensor:
         """(M,) inner loss: the surrogate's negative."""

@@ -129,6 +129,10 @@ class MetaLearner:
         """Draw the tasks and the data of an iteration."""
         raise NotImplementedError
 
+    def tasks_of(self, iteration: int) -> int:
+        """Tasks that an iteration draws, those of all processes together."""
+        raise NotImplementedError
+
     def draw(self, tasks: int, seed: Seeds, iteration: int, device: torch.device) -> tuple[Tensor, int | Tensor]:
         """Ids of this process's M tasks of an iteration, (M,), and their seed. Several seeds draw their own tasks each:
         (M S,), in the order of ``objective``, and the seed of each, (M S,)."""

@@ -63,13 +63,17 @@ class RL2Config:
     pretrain: int = 0
     """Iterations that imitate a teacher who knows the task, before those of PPO."""
 
+    sample: bool = True
+    """In use, act at random as in training; False takes the most likely action (of slates the most likely items, of
+    real actions the mean)."""
+
     def __post_init__(self):
         for name in ("episodes", "units", "tasks", "epochs", "minibatches"):
             check(self, name, lambda x: whole(x, 1, 10**5), "a whole number from 1 to 100000")
         check(self, "hidden", lambda x: whole(x, 1, 4096), "a whole number from 1 to 4096")
         check(self, "replicas", lambda x: whole(x, 2, 10**5), "a whole number from 2 to 100000")
         check(self, "memory", lambda x: isinstance(x, str) and x in KINDS, f"one of {', '.join(KINDS)}")
-        for name in ("pooled", "by_action"):
+        for name in ("pooled", "by_action", "sample"):
             check(self, name, lambda x: isinstance(x, bool), "True or False")
         for name in ("lr", "initial_std"):
             check(self, name, lambda x: number(x, 0), "a finite number > 0")
@@ -112,9 +116,16 @@ class RL2(MetaLearner):
         """The policy's."""
         return self.policy.initial(generator)
 
-    def agent(self, parameters: list[Tensor], sample: bool = True, record: bool = False) -> MemoryAgent:
-        """The trained policy as an ``Agent``, for ``rollout.trial`` and everything that compares agents."""
+    def agent(self, parameters: list[Tensor], sample: bool | None = None, record: bool = False) -> MemoryAgent:
+        """The trained policy as an ``Agent``, for ``rollout.trial`` and everything that compares agents. ``sample``
+        None is as configured."""
+        sample = self.config.sample if sample is None else sample
         return MemoryAgent(self.policy, [p.detach() for p in parameters], self.inputs, sample, record)
+
+    def tasks_of(self, iteration: int) -> int:
+        """Tasks of an iteration, of all processes together."""
+        teaching = iteration < self.config.pretrain
+        return self.config.tasks * (self.config.replicas if teaching else 1)
 
     def play(
         self, family: TaskFamily, parameters: list[Tensor], ids: Tensor, seed: int, replicas: int
@@ -126,7 +137,7 @@ class RL2(MetaLearner):
         """
         c, tasks = self.config, family.tasks(ids.repeat_interleave(replicas))
         luck = seed + torch.arange(replicas, device=ids.device).repeat(len(ids))
-        agent = self.agent(parameters, record=True)
+        agent = self.agent(parameters, True, record=True)
         played = trial(family, tasks, agent, c.episodes, c.units, luck, progress=False)
         return agent.recorded, played.reward.flatten(0, 1)
 
@@ -134,10 +145,10 @@ class RL2(MetaLearner):
         """Draw tasks and play their trials."""
         c, teaching = self.config, iteration < self.config.pretrain
         # A teacher needs no baseline: each of its trials may be of another task.
-        count, replicas = (c.tasks * c.replicas, 1) if teaching else (c.tasks, c.replicas)
-        ids, _ = self.draw(count, seed, iteration, meta[0].device)
+        replicas = 1 if teaching else c.replicas
+        ids, _ = self.draw(self.tasks_of(iteration), seed, iteration, meta[0].device)
         generator = iteration_generator(seed, iteration)
-        luck = torch.randint(2**40, (), generator=generator).item()
+        luck = (seed * 1_000_003 + iteration) * c.replicas  # and the numbers up to the next iteration's
         recorded, reward = self.play(source, meta, ids, luck, replicas)
         taught = None
         if teaching:
@@ -159,7 +170,7 @@ class RL2(MetaLearner):
                 advantage, target = trial_advantages(
                     objective.reward, value, c.replicas, c.pooled, c.gae_lambda, c.own_unit
                 )
-        logged = {"return": objective.reward.sum(0).mean() / c.episodes}
+        logged = {"return after 0 steps": objective.reward.sum(0).mean() / c.episodes}
         for _ in range(c.epochs):
             order = torch.randperm(inputs.shape[1], generator=objective.generator).to(inputs.device)
             for part in order.chunk(c.minibatches):
@@ -167,9 +178,13 @@ class RL2(MetaLearner):
                 pick = lambda x, part=part: x[:, part]
                 loss, numbers = self._loss(leaves, *map(pick, (inputs, action, old, advantage, target)), left, taught)
                 gradient = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+                gradient = self.shards.average(gradient) if self.shards.size > 1 else gradient
                 check_finite("gradient", gradient, tasks=False)
                 meta, memory = adam_step(meta, clip_by_norm(gradient, 0.5), c.lr * left, memory)
-        return meta, memory, logged | numbers
+        logged |= numbers
+        if self.shards.size > 1:
+            logged = dict(zip(logged, self.shards.average(list(logged.values()))))
+        return meta, memory, logged
 
     def _loss(
         self,
@@ -200,18 +215,17 @@ class RL2(MetaLearner):
 class TrialBatch:
     """The trials of an iteration."""
 
-    def __init__(
-        self, recorded: Recorded, reward: Tensor, taught: Tensor | None, generator: Generator, iteration: int
-    ):
+    def __init__(self, recorded: Recorded, reward: Tensor, taught: Tensor | None, generator: Generator, iteration: int):
         self.recorded, self.reward, self.taught = recorded, reward, taught
         self.generator, self.iteration = generator, iteration
 
 
-def memory_policy(family: TaskFamily, config: RL2Config) -> Policy:
-    """A policy with the memory that ``config`` names: softmax for numbered actions, Plackett-Luce for slates, else
-    Gaussian."""
-    sizes = trial_settings(family, config.episodes, config.by_action)
-    network = memory_network(config.memory, hidden=config.hidden, pooled=config.pooled, **sizes)
+def memory_policy(family: TaskFamily, config: RL2Config, network: Any = None) -> Policy:
+    """A policy with the memory that ``config`` names, or another ``network``: softmax for numbered actions,
+    Plackett-Luce for slates, else Gaussian."""
+    if network is None:
+        sizes = trial_settings(family, config.episodes, config.by_action)
+        network = memory_network(config.memory, hidden=config.hidden, pooled=config.pooled, **sizes)
     if getattr(family, "slate", None):
         return PlackettLuce(network, family.items, family.slate)
     return Categorical(network) if family.actions else Gaussian(network, initial_std=config.initial_std)

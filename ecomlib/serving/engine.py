@@ -17,6 +17,7 @@ from ..families.pricing import LogitPricing, Market, ShelfState
 from ..learners.adaptation import adapt
 from ..learners.maml import Stage
 from ..learners.objective import split_meta
+from ..learners.rl2 import RL2
 from ..rollout import Trajectories
 from ..runs import LoadedRun
 from .state import Decision, Support, TaskState
@@ -63,6 +64,8 @@ class Engine:
         """``steps`` and ``support_episodes`` are by default those of training."""
         if not isinstance(run.family, LogitPricing):
             raise ValueError(f"family = {type(run.family).__name__}; allowed: LogitPricing, which alone can be served")
+        if isinstance(run.learner, RL2):
+            raise ValueError("algorithm = rl2; allowed: the others, which the service can adapt and store")
         self.family, self.learner, self.seed = run.family, run.learner, run.seed
         self.steps = run.learner.inner.steps if steps is None else steps
         self.support_episodes = run.learner.config.episodes if support_episodes is None else support_episodes
