@@ -85,7 +85,7 @@ PLANS = {
     (10, 5): (Training("RL2, GRU", FLAT, 150), Training("RL2, rows", ROWS, 100)),
     (10, 10): (Training("RL2, GRU", FLAT, 200), Training("RL2, rows", ROWS, 80)),
     (10, 50): (
-        Training("RL2, GRU", FLAT, 400),
+        Training("RL2, GRU", FLAT, 160),
         Training("RL2, rows", SMALL, 100),
         Training("RL2, rows, trained on 10 arms", ROWS, 80, arms=10),
     ),
@@ -170,9 +170,11 @@ class Setting:
         }
         return part
 
-    def rl2(self, save: Callable[[dict], None], part: dict[str, Any]) -> dict[str, Any]:
-        """Every training of the plan, seed by seed; what is there stays."""
+    def rl2(self, save: Callable[[dict], None], part: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
+        """Every training of the plan, or those of these names, seed by seed; what is there stays."""
         for plan in PLANS[self.family.pulls, self.family.arms]:
+            if names and plan.name not in names:
+                continue
             about = {"training": asdict(plan), "seeds": {}}
             entry = part.setdefault(plan.name, about)
             if entry["training"] != json.loads(json.dumps(asdict(plan))) and entry["seeds"]:
@@ -196,7 +198,7 @@ class Setting:
         about |= {"processor seconds": seconds, "curve": curve}
         return found | about | measure.conditions()
 
-    def make(self, name: str, again: bool) -> None:
+    def make(self, name: str, again: bool, names: list[str] | None = None) -> None:
         """A part, unless it is there."""
         parts, began = self.content["parts"], time.process_time()
         if again:
@@ -211,7 +213,7 @@ class Setting:
         if name == "baselines" and name not in parts:
             save(self.baselines() | {"processor seconds": round(time.process_time() - began, 1)})
         if name == "rl2":
-            self.rl2(save, parts.get(name, {}).get("result", {}))
+            self.rl2(save, parts.get(name, {}).get("result", {}), names)
 
 
 def parameters(learner: RL2, source: BernoulliBandit, seed: int, iterations: int) -> tuple[list, list, float]:
@@ -221,7 +223,7 @@ def parameters(learner: RL2, source: BernoulliBandit, seed: int, iterations: int
     if not file.exists():
         began = time.process_time()
         state = learner.meta_train(source, seed, iterations, progress=False)
-        curve, seconds = [log["return"] for log in state.history], time.process_time() - began
+        curve, seconds = [log["return after 0 steps"] for log in state.history], time.process_time() - began
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, *(p.numpy() for p in state.meta), curve=curve, seconds=seconds)
     stored = np.load(file, allow_pickle=False)
@@ -284,6 +286,7 @@ def main() -> None:
     parser.add_argument("pulls", type=int, nargs="?")
     parser.add_argument("arms", type=int, nargs="?")
     parser.add_argument("--parts", nargs="+", choices=("baselines", "rl2"), default=("baselines", "rl2"))
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="of part rl2 only these trainings")
     parser.add_argument("--again", action="store_true", help="make these parts anew")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; needs --folder")
     parser.add_argument("--folder", type=Path, default=RESULTS)
@@ -298,7 +301,7 @@ def main() -> None:
     torch.set_num_threads(1)
     setting = Setting(arguments.pulls, arguments.arms, QUICK if arguments.quick else Sizes(), arguments.folder)
     for part in arguments.parts:
-        setting.make(part, arguments.again)
+        setting.make(part, arguments.again, arguments.names)
     return None
 
 

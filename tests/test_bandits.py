@@ -22,7 +22,16 @@ from ecomlib.baselines.bandits import (
     posterior_quantiles,
 )
 from ecomlib.evaluation.statistics import normalised_score
-from ecomlib.exact_bandits import BayesOptimal, GittinsIndex, bayes_optimal, gittins_index, relaxation_bound
+from ecomlib.exact_bandits import (
+    BayesOptimal,
+    GittinsIndex,
+    bayes_optimal,
+    gittins_index,
+    histories,
+    optimality_gaps,
+    posterior_reward,
+    relaxation_bound,
+)
 from ecomlib.families.bandits import BernoulliBandit
 from ecomlib.families.base import sample_tasks, split
 from ecomlib.rollout import trial
@@ -410,3 +419,41 @@ def test_the_number_of_sequences_is_what_enumeration_uses():
     assert total == pytest.approx(1.0)
     assert probability([(0, 1), (0, 0)], (1, 1)) == pytest.approx(1 / (3 * comb(2, 1)))
     assert gittins_index(5) is gittins_index(5)
+
+
+# ------------------------------------------------------------------------------------------------ what was played
+def test_histories_are_the_counts_before_each_pull():
+    family = BernoulliBandit(3, 7)
+    agent, seen = BanditThompson(family), []
+    act = agent.act
+
+    def recorded(observation, noise):
+        seen.append((agent.success, agent.failure))
+        return act(observation, noise)
+
+    agent.act = recorded
+    done = trial(family, tasks_of(family, 20), agent, 1, 2, 0, progress=False)
+    success, failure = histories(family, done.action[0], done.reward[0])
+    assert torch.equal(success, torch.stack([s for s, _ in seen]))
+    assert torch.equal(failure, torch.stack([f for _, f in seen]))
+
+
+def test_a_gap_is_what_the_optimum_says_and_nothing_for_its_own_pulls():
+    """By hand for two pulls: leaving an arm after a success costs 2/3 - 1/2, staying after a failure 1/2 - 1/3; the
+    first pull costs nothing. What a rule that is exactly optimal gives away is 0 in every history."""
+    family = BernoulliBandit(2, 2)
+    action = torch.tensor([[[0, 0, 0, 0]], [[0, 1, 0, 1]]])
+    reward = torch.tensor([[[1.0, 1, 0, 0]], [[0.0, 1, 1, 0]]])
+    expected = torch.tensor([[[0.0] * 4], [[0, 1 / 6, 1 / 6, 0]]])
+    assert torch.allclose(optimality_gaps(family, action, reward), expected.to(reward), atol=1e-12)
+    assert torch.allclose(
+        posterior_reward(family, action, reward)[1, 0], torch.tensor([2 / 3, 1 / 2, 1 / 3, 1 / 2]).to(reward)
+    )
+
+
+def test_no_agent_has_a_negative_gap():
+    family = BernoulliBandit(6, 8, (1, 3))
+    for agent in agents(family).values():
+        done = trial(family, tasks_of(family, 500), agent, 1, 1, 0, progress=False)
+        gaps = optimality_gaps(family, done.action[0], done.reward[0])
+        assert (gaps >= 0).all() and (gaps.sum() > 1e-6) == (not isinstance(agent, (OptimalBandit, GittinsBandit)))
