@@ -97,8 +97,13 @@ def test_flags_reach_the_configuration(tmp_path, family, algorithm):
     default = TrainOptions(default_config(family, algorithm))
     if algorithm == "trpo-maml":
         flags[-2:] = ["--outer.trust.radius", "0.25"]
+    surrogate, hidden = "log_likelihood", (5,)
+    if algorithm == "rl2":  # all of it is the outer step's
+        flags[2:6] = ["--outer.hidden", "5"]
+        surrogate, hidden = "ratio", (64, 64)
     parsed = tyro.cli(tyro.conf.configure(tyro.conf.AvoidSubcommands)(kind), default=default, args=flags).settings
-    assert (parsed.iterations, parsed.inner.surrogate, parsed.policy.hidden) == (7, "log_likelihood", (5,))
+    assert (parsed.iterations, parsed.inner.surrogate, parsed.policy.hidden) == (7, surrogate, hidden)
+    assert getattr(parsed.outer, "hidden", 5) == 5
     assert 0.25 in (getattr(parsed.outer, "lr", None), getattr(getattr(parsed.outer, "trust", None), "radius", None))
     assert replace(parsed, iterations=200, inner=default.settings.inner, policy=default.settings.policy,
                    outer=default.settings.outer) == default.settings  # fmt: skip
