@@ -364,3 +364,37 @@ def test_what_a_family_cannot_have_is_left_out():
     fixed, tunable = classical(SHELF, "pricing", TINY)
     assert {"random", "greedy Bayes", "empirical Thompson"} <= set(fixed) and "Bayes-UCB" in tunable
     assert classical(PointNavigation(), "navigation", TINY) == ({}, {})  # real actions, no belief, no wide prior
+
+
+def test_results_of_memory_learners_as_tables(tmp_path):
+    from ecomlib.evaluation.memory_studies import MEMORY_FORMAT, MemoryStudies
+
+    cell = lambda x: {"score": x, "seeds": [x - 0.1, x + 0.1], "tasks": [x - 0.2, x + 0.2]}
+    about = {"method": "RL2", "split": "test"}
+    lead = {"rival": "best", "against": "Thompson", "of": "lifetime", "difference": 0.5, "seeds": None, "tasks": [0, 1]}
+    result = {
+        "scores": [about | {"lifetime": cell(0.7), "rounds": [cell(0.4), cell(1.0)]}],
+        "differences": [about | lead, about | lead | {"of": "last round", "difference": 0.6}],
+    }
+    content = {"format": MEMORY_FORMAT, "family": "pricing", "learner": "rl2", "result": result}
+    content["seeds"] = {"0": {"processor seconds": 1.0}, "1": {"processor seconds": 3.0}}
+    (tmp_path / "pricing-rl2.json").write_text(json.dumps(content))
+    unfinished = {k: v for k, v in content.items() if k != "result"} | {"family": "inventory"}
+    (tmp_path / "inventory-rl2.json").write_text(json.dumps(unfinished))
+    found = MemoryStudies(tmp_path)
+    row = found.lifetime().iloc[0]
+    assert (row.family, row.learner, row.score, row.low, row.tasks_high) == (
+        "pricing",
+        "rl2",
+        0.7,
+        0.7 - 0.1,
+        0.7 + 0.2,
+    )
+    assert found.by_round()["round"].tolist() == [1, 2] and found.by_round().score.tolist() == [0.4, 1.0]
+    row = found.difference().iloc[0]
+    assert (row.rival, row.against, row.difference, row.low, row.over) == ("best", "Thompson", 0.5, 0, "tasks")
+    assert found.difference(of="last round").difference.tolist() == [0.6]
+    assert found.training_seconds().to_dict() == {("pricing", "rl2"): 2.0} and found.lifetime("shifted").empty
+    (tmp_path / "other.json").write_text('{"format": "something"}')
+    with pytest.raises(ValueError, match="other.json is no ecomlib memory learners: its format is 'something'"):
+        MemoryStudies(tmp_path)

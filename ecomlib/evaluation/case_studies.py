@@ -46,22 +46,22 @@ class CaseStudy:
         rows = []
         for entry in self._entries(split, units, methods, kind):
             for number, cell in enumerate(entry["rounds"], 1):
-                rows.append(_names(entry) | {"round": number} | _score(cell))
-        return _table(rows)
+                rows.append(_names(entry) | {"round": number} | cell_of(cell))
+        return table_of(rows)
 
     def lifetime(
         self, split: str = "test", units: int = 5, methods: Sequence[str] | None = None, kind: str | None = None
     ) -> pd.DataFrame:
         """Columns method, kind, score, low, high, over, ...: the whole trial, best first unless ``methods`` are
         given."""
-        table = _table([_names(e) | _score(e["lifetime"]) for e in self._entries(split, units, methods, kind)])
+        table = table_of([_names(e) | cell_of(e["lifetime"]) for e in self._entries(split, units, methods, kind)])
         return table if methods is not None else table.sort_values("score", ascending=False, ignore_index=True)
 
     def last_round(
         self, split: str = "test", units: int = 5, methods: Sequence[str] | None = None, kind: str | None = None
     ) -> pd.DataFrame:
         """As ``lifetime``, of the last round alone: what the learner has become."""
-        table = _table([_names(e) | _score(e["rounds"][-1]) for e in self._entries(split, units, methods, kind)])
+        table = table_of([_names(e) | cell_of(e["rounds"][-1]) for e in self._entries(split, units, methods, kind)])
         return table if methods is not None else table.sort_values("score", ascending=False, ignore_index=True)
 
     def difference(
@@ -75,13 +75,10 @@ class CaseStudy:
         for part in self.parts.values():
             for entry in part.get("differences", []):
                 if (entry["split"], entry["units"], entry["of"], entry["rival"]) == (split, units, of, rival):
-                    cell = _score(entry)
-                    wide = lambda over, cell=cell: cell[f"{over}_high"] - cell[f"{over}_low"]
-                    over = max([o for o in ("seeds", "tasks") if wide(o) == wide(o)], key=wide)
-                    cell |= {"low": cell[f"{over}_low"], "high": cell[f"{over}_high"], "over": over}
+                    cell = widest(cell_of(entry))
                     cell["difference"] = cell.pop("score")
                     rows.append(_names(entry) | {"against": entry["against"]} | cell)
-        return _table(rows)
+        return table_of(rows)
 
     def best_classical(self, units: int = 5, split: str = "test", rival: str = "best") -> str:
         """Name of the classical policy with the best lifetime score on training tasks (on drifting ones for the split
@@ -102,10 +99,10 @@ class CaseStudy:
         rows = []
         for entry in self._part("training tasks")["scores"]:
             if (entry["split"], entry["units"]) == (split, units):
-                count, last = entry["training tasks"], _score(entry["rounds"][-1])
-                row = {"training_tasks": float("inf") if count is None else float(count)} | _score(entry["lifetime"])
+                count, last = entry["training tasks"], cell_of(entry["rounds"][-1])
+                row = {"training_tasks": float("inf") if count is None else float(count)} | cell_of(entry["lifetime"])
                 rows.append(row | {f"last_{name}": last[name] for name in ("score", "low", "high")})
-        return _table(rows)
+        return table_of(rows)
 
     def tuned(self) -> pd.DataFrame:
         """Columns method, units, setting, value, score (lifetime on training tasks), chosen (bool): the grids."""
@@ -115,13 +112,13 @@ class CaseStudy:
                 for value, score in zip(entry["grid"], entry["training score"]):
                     row = {name: entry[name] for name in ("method", "units", "setting")}
                     rows.append(row | {"value": value, "score": score, "chosen": value == entry["chosen"]})
-        return _table(rows)
+        return table_of(rows)
 
     def cost(self) -> pd.DataFrame:
         """Columns method, kind, units, training_seconds (processor, one seed's share), training_episodes (of one seed),
         adapting_1, adapting_1000, deciding_1, deciding_1000 (milliseconds for a batch of 1 and of 1,000 tasks: of a
         round's adaptation and of a decision)."""
-        return _table(self._part("cost")["costs"])
+        return table_of(self._part("cost")["costs"])
 
     def goal(self) -> dict[str, Any]:
         """Whether a meta-learner reached nine tenths of the gap in the last round, or beat the best classical policy
@@ -165,7 +162,8 @@ def _names(entry: dict[str, Any]) -> dict[str, str]:
     return {"method": entry["method"], "kind": entry["kind"]}
 
 
-def _score(cell: dict[str, Any]) -> dict[str, Any]:
+def cell_of(cell: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a score with intervals over "seeds" and over "tasks", as the files hold it."""
     nothing = float("nan")
     plain = lambda x: nothing if x is None else x
     row = {"score": plain(cell.get("score", cell.get("difference")))}
@@ -176,7 +174,15 @@ def _score(cell: dict[str, Any]) -> dict[str, Any]:
     return row | {"low": row[f"{over}_low"], "high": row[f"{over}_high"], "over": over}
 
 
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def widest(cell: dict[str, Any]) -> dict[str, Any]:
+    """The same columns with the wider of the two intervals as low and high."""
+    wide = lambda over: cell[f"{over}_high"] - cell[f"{over}_low"]
+    over = max([o for o in ("seeds", "tasks") if wide(o) == wide(o)], key=wide)
+    return cell | {"low": cell[f"{over}_low"], "high": cell[f"{over}_high"], "over": over}
+
+
+def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, the columns that all tables have first."""
     table = pd.DataFrame(rows)
     first = [
         c for c in ("method", "kind", "against", "round", "score", "difference", "low", "high", "over") if c in table
