@@ -40,8 +40,8 @@ class MemoryStudies:
 
     def difference(self, split: str = "test", of: str = "lifetime") -> pd.DataFrame:
         """Columns family, learner, method, rival ("greedy Bayes", "Thompson", "best"), against (its name), difference,
-        low, high, over, ...: paired by task and luck, with the wider of the two intervals. ``of`` is "lifetime" or "last
-        round"."""
+        low, high, over, ...: paired by task and luck, with the wider of the two intervals. ``of`` is "lifetime" or
+        "last round"."""
         own = lambda e: [({"rival": e["rival"], "against": e["against"]}, e)] if e["of"] == of else []
         return self._table("differences", split, own, widest).rename(columns={"score": "difference"})
 
