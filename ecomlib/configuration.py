@@ -22,6 +22,7 @@ from .families import (
 )
 from .families.base import TaskFamily, check, number, whole
 from .learners import MAML, Inner, MAMLConfig, PPOStep, ReinforceStep, ReptileStep, TRPOStep
+from .learners.belief import BeliefConfig, BeliefLearner
 from .learners.credit import segment_credit
 from .learners.rl2 import RL2, RL2Config
 from .policies import Policy
@@ -56,10 +57,11 @@ OUTER = {
     "meta-sgd": PPOStep,
     "recurrent-ppo": PPOStep,
     "rl2": RL2Config,
+    "belief": BeliefConfig,
 }
-"""Name of an algorithm -> its outer step. Those before the last are PPO-MAML without second derivatives, with only the
-last layer adapting, with a step size learned for every parameter; and PPO on a policy that remembers an episode and
-takes no inner step. rl2, which remembers a trial of several episodes, is a learner of its own."""
+"""Name of an algorithm -> its outer step. Those before the last two are PPO-MAML without second derivatives, with only
+the last layer adapting, with a step size learned for every parameter; and PPO on a policy that remembers an episode and
+takes no inner step. The last remember a trial of several episodes, as it was or as a learned belief."""
 SURROGATES = {
     "log_likelihood": log_likelihood,
     "ratio": ratio,
@@ -201,7 +203,7 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     family_name: tyro.conf.Suppress[Literal["pricing", "inventory", "bidding", "recommendation", "navigation", "shop"]]
     """Chooses the task family."""
     algorithm: Literal[
-        "ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo", "rl2"
+        "ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo", "rl2", "belief"
     ]
     """Chooses the outer step and defaults; every default can be changed."""
     policy: PolicySettings = field(default_factory=PolicySettings)
@@ -218,7 +220,7 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     """The seeds are first_seed, first_seed + 1, ..."""
     seeds_at_once: int | None = None
     """Seeds trained in one batch: the same numbers to rounding. None is all, or 1 where the outer step takes no batch
-    (TRPO, RL2)."""
+    (TRPO, RL2, belief)."""
     checkpoint_every: int = 20
     """Iterations between checkpoints: what a crash can cost."""
     keep: int = 3
@@ -238,12 +240,12 @@ class TrainConfig(Generic[FamilyT, OuterT]):
             check(self, name, lambda x, most=most: whole(x, 1, most), f"a whole number from 1 to {most}")
         check(self, "first_seed", lambda x: whole(x, 0, 2**31), "a whole number from 0 to 2147483648")
         batch = lambda x: x is None or (whole(x, 1) and (x == 1 or self.outer_batches))
-        check(self, "seeds_at_once", batch, "None or a whole number >= 1; 1 with trpo-maml and rl2")
+        check(self, "seeds_at_once", batch, "None or a whole number >= 1; 1 with trpo-maml, rl2 and belief")
         if isinstance(self.outer, RL2Config):
             for name, default in _RL2.items():
                 for f in fields(default):
                     only = getattr(default, f.name)
-                    why = f"{only} with rl2, whose own settings are all under outer"
+                    why = f"{only} with {self.algorithm}, whose own settings are all under outer"
                     check(getattr(self, name), f.name, lambda x, only=only: x == only, why)
             teaches = belief.dispatch(type(self.family)) is not belief.dispatch(object)
             check(self.outer, "pretrain", lambda x: x == 0 or teaches, "0 for a family without Bayesian baselines")
@@ -275,14 +277,15 @@ class TrainConfig(Generic[FamilyT, OuterT]):
     def learner(self) -> MAML | RL2:
         """The meta-learner that this configuration describes."""
         if isinstance(self.outer, RL2Config):
-            return RL2(self.family, replace(self.outer, anneal=self.outer.anneal or self.iterations), oracle_decisions)
+            kind = BeliefLearner if isinstance(self.outer, BeliefConfig) else RL2
+            return kind(self.family, replace(self.outer, anneal=self.outer.anneal or self.iterations), oracle_decisions)
         policy = self.policy.build(self.family)
         data = self.data.build(self.policy.network == "gru", self.inner.surrogate)
         return MAML(policy, self.inner.build(policy, self.family), self.outer, data)
 
 
 _RL2 = {"policy": PolicySettings(), "inner": InnerSettings(steps=0), "data": DataSettings()}
-"""The parts of a configuration that rl2 has no use for."""
+"""The parts of a configuration that learners with a memory have no use for."""
 
 
 # ------------------------------------------------------------------------------------------------- defaults
@@ -345,8 +348,10 @@ DEFAULTS = {
 def default_config(family: str, algorithm: str) -> TrainConfig:
     """Settings that a command without flags trains with."""
     of = DEFAULTS[family]
-    if algorithm == "rl2":
-        return TrainConfig(FAMILIES[family](), of.rl2, family, algorithm, **_RL2)
+    if algorithm in ("rl2", "belief"):
+        shared = {f.name: getattr(of.rl2, f.name) for f in fields(of.rl2)}
+        outer = of.rl2 if algorithm == "rl2" else BeliefConfig(**shared)
+        return TrainConfig(FAMILIES[family](), outer, family, algorithm, **_RL2)
     policy, inner, data, outer = of.policy, of.inner, of.data, OUTER[algorithm]()
     if isinstance(outer, PPOStep):
         outer = of.ppo

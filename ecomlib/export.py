@@ -125,8 +125,8 @@ def export_policy(
     require(format in FORMATS, "--format", format, ", ".join(FORMATS))
     require(out.suffix == FORMATS[format], "--out", str(out), f"a file that ends with {FORMATS[format]}")
     if isinstance(learner, RL2):
-        raise ValueError("algorithm = rl2; allowed: the others. What it is fed is put together in Python (TrialInput): "
-                         "use RL2.agent of the loaded run")  # fmt: skip
+        allowed = "the others. What it is fed is put together in Python (TrialInput): use its agent() there"
+        raise ValueError(f"algorithm = {run.config.algorithm}; allowed: {allowed}")
     theta, _ = split_meta(learner.inner, [p.detach() for p in run.meta])
     recurrent, adapted = hasattr(learner.policy.network, "step"), None
     if task_data is not None:

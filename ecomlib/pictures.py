@@ -28,6 +28,7 @@ NAMES = {
     "meta-sgd": "Meta-SGD",
     "recurrent-ppo": "recurrent PPO",
     "rl2": "RL2",
+    "belief": "belief learner",
 }
 """An algorithm of the command line, as it is written."""
 BASELINES = {"greedy Bayes": "greedy", "Thompson": "thompson"}

@@ -73,7 +73,8 @@ def test_help_explains_every_setting(capsys, monkeypatch, family, algorithm):
 
 
 def explanation(kind, field: str) -> str:
-    """The line under a field."""
+    """The line under a field, in the class that names it first."""
+    kind = next(k for k in reversed(kind.__mro__) if field in k.__dict__.get("__annotations__", {}))
     source = Path(sys.modules[kind.__module__].__file__).read_text()
     body = source[source.index(f"class {kind.__name__}") :]
     return words(re.search(rf'\n    {field}: (?:(?!\n    \w+: ).)*?"""(.*?)"""', body, re.S)[1])
@@ -98,7 +99,7 @@ def test_flags_reach_the_configuration(tmp_path, family, algorithm):
     if algorithm == "trpo-maml":
         flags[-2:] = ["--outer.trust.radius", "0.25"]
     surrogate, hidden = "log_likelihood", (5,)
-    if algorithm == "rl2":  # all of it is the outer step's
+    if algorithm in ("rl2", "belief"):  # all of it is the outer step's
         flags[2:6] = ["--outer.hidden", "5"]
         surrogate, hidden = "ratio", (64, 64)
     parsed = tyro.cli(tyro.conf.configure(tyro.conf.AvoidSubcommands)(kind), default=default, args=flags).settings

@@ -46,6 +46,7 @@ from ecomlib.learners import (
     TRPOConfig,
     TRPOStep,
 )
+from ecomlib.learners.belief import BeliefConfig
 from ecomlib.learners.meta import GradientStep
 from ecomlib.learners.reinforce import ReinforceConfig
 from ecomlib.training import Machine
@@ -110,6 +111,9 @@ VALID = {
         lr=positive,
         own_unit=share,
         anneal=st.none() | whole,
+    ),
+    BeliefConfig: st.builds(
+        BeliefConfig, latent=st.integers(1, 99), decode=st.sampled_from(["past", "all"]), lr=positive
     ),
 }
 hidden = st.lists(st.integers(1, 999), min_size=1, max_size=3).map(tuple)
@@ -419,7 +423,9 @@ def test_every_field_has_an_explanation(family, algorithm):
     seen = set()
 
     def walk(config):
-        source = Path(typing.cast(str, __import__(type(config).__module__, fromlist=["x"]).__file__)).read_text()
+        # A field may be inherited.
+        modules = [__import__(kind.__module__, fromlist=["x"]) for kind in type(config).__mro__[:-1]]
+        source = "".join(Path(typing.cast(str, module.__file__)).read_text() for module in modules)
         for f in dataclasses.fields(config):
             seen.add((type(config).__name__, f.name))
             explained = re.search(rf'^    {f.name}: .*\n(?:(?!    \w+: ).*\n){{0,5}}?    """\S', source, re.M)

@@ -27,7 +27,7 @@ def small(family="pricing", algorithm="ppo-maml", **changes):
     tiny = {"pricing": LogitPricing(days=3), "navigation": PointNavigation(horizon=3), "shop": base.family}[family]
     data = replace(base.data, tasks=2, episodes=2, transitions=None)
     policy = replace(base.policy, hidden=(4,))
-    if algorithm == "rl2":
+    if algorithm in ("rl2", "belief"):
         outer = replace(base.outer, tasks=2, replicas=2, hidden=4, episodes=2, minibatches=2)
         config = replace(base, family=tiny, outer=outer)
     else:

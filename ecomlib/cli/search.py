@@ -33,7 +33,7 @@ class SearchOptions:
     Writes best.toml (for `train --config`), result.json and pictures into --search."""
 
     algorithm: Literal[
-        "ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo", "rl2"
+        "ppo-maml", "rl-maml", "trpo-maml", "reptile", "fomaml", "anil", "meta-sgd", "recurrent-ppo", "rl2", "belief"
     ] = "ppo-maml"
     """Whose settings."""
     settings: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)

@@ -65,7 +65,9 @@ class Engine:
         if not isinstance(run.family, LogitPricing):
             raise ValueError(f"family = {type(run.family).__name__}; allowed: LogitPricing, which alone can be served")
         if isinstance(run.learner, RL2):
-            raise ValueError("algorithm = rl2; allowed: the others, which the service can adapt and store")
+            raise ValueError(
+                f"algorithm = {run.config.algorithm}; allowed: the others, which the service can adapt and store"
+            )
         self.family, self.learner, self.seed = run.family, run.learner, run.seed
         self.steps = run.learner.inner.steps if steps is None else steps
         self.support_episodes = run.learner.config.episodes if support_episodes is None else support_episodes
