@@ -21,8 +21,8 @@ DATA = Path(__file__).parents[1] / "data"
 # Computed once by obp 0.4.1 (NumPy 2.4.6, scikit-learn 1.9.1) from data/open_bandit_decisions.parquet: (campaign,
 # policy of the log) -> InverseProbabilityWeighting, SelfNormalizedInverseProbabilityWeighting, DirectMethod,
 # DoublyRobust, each .estimate_policy_value(reward=click, action=item, position=position - 1, pscore=propensity,
-# action_dist=..., estimated_rewards_by_reg_model=...). The policy judged by the log of "random" shows items as often as the log of
-# "bts" did in each position; that judged by "bts" shows all alike. The model of rewards is cross_fitted_rates.
+# action_dist=..., estimated_rewards_by_reg_model=...). The policy judged by the log of "random" shows items as often
+# as the log of "bts" did in each position; that judged by "bts" shows all alike. The model is cross_fitted_rates.
 OBP = {
     ("all", "random"): (0.005035366932711512, 0.0052530721964214695, 0.0043127913109512195, 0.0051631710325828195),
     ("all", "bts"): (0.0023596395168460037, 0.002333713893161806, 0.0041933650825727925, 0.0024334637493555193),
@@ -266,25 +266,34 @@ class Greedy:
         self.history.append((action, reward))
 
 
+class Hesitant(Greedy):
+    """Greedy with a coin: every other time any arm."""
+
+    def chances(self):
+        return 0.5 * np.eye(len(self.total))[super().choose(None, None)] + 0.5 / len(self.total)
+
+    def choose(self, context, generator):
+        return int(generator.choice(len(self.total), p=self.chances()))
+
+
 def test_replay_has_the_law_of_the_policys_own_history():
-    """Exact distribution of the first three (action, reward) of a deterministic learner, by enumeration, against
-    replays of logs, of equal and of unequal propensities."""
+    """Exact distribution of the first three (action, reward) of a learner that also draws its actions, by enumeration,
+    against replays of logs, of equal and of unequal propensities."""
     rates, exact = np.array([0.3, 0.6]), {}
-    for rewards in itertools.product((0.0, 1.0), repeat=3):
-        policy, chance = Greedy(2), 1.0
-        for r in rewards:
-            a = policy.choose(None, None)
+    for path in itertools.product(itertools.product(range(2), (0.0, 1.0)), repeat=3):
+        policy, chance = Hesitant(2), 1.0
+        for a, r in path:
+            chance *= policy.chances()[a] * (rates[a] if r else 1 - rates[a])
             policy.learn(None, a, r)
-            chance *= rates[a] if r else 1 - rates[a]
-        exact[tuple(policy.history)] = chance
+        exact[path] = chance
     assert sum(exact.values()) == pytest.approx(1)
     rng, repetitions = np.random.default_rng(12), 4000
     for logging in ([0.5, 0.5], [0.8, 0.2]):
         found = dict.fromkeys(exact, 0)
         for k in range(repetitions):
-            action = (rng.random(60) < logging[1]).astype(int)
-            reward = (rng.random(60) < rates[action]).astype(float)
-            policy = Greedy(2)
+            action = (rng.random(80) < logging[1]).astype(int)
+            reward = (rng.random(80) < rates[action]).astype(float)
+            policy = Hesitant(2)
             done = replay(policy, action, reward, propensity=np.array(logging)[action], seed=k, most=3)
             if len(done.row) == 3:
                 found[tuple(policy.history)] += 1
