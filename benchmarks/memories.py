@@ -1,7 +1,7 @@
 """Which memory, and learning from logs: recurrence, sums and attention trained online by RL^2, and offline from the
 trials that a simple agent left, with the same processor seconds.
 
-    python -m benchmarks.memories                                # 20 processor minutes
+    python -m benchmarks.memories                                # 15 processor minutes
     python -m benchmarks.memories --problems bandit --again      # one problem, anew
     python -m benchmarks.memories --quick --json FILE            # tiny sizes: does it run?
 
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from ecomlib.rollout import Agent, trial
 
 RESULT = Path("benchmarks/results/memories.json")
 MEMORIES = ("gru", "sum", "attention")
+TARGETS = {"distillation": "log", "weighted": "advantage", "pretraining": "oracle"}
 REPLICAS = 8
 """Trials of a task, in a log as in an iteration of RL^2."""
 BANDIT = BernoulliBandit(5, 10)
@@ -96,7 +98,7 @@ def problems() -> dict[str, Problem]:
     best = lambda _, tasks: lambda seen, task: tasks.chance[task].argmax(-1)[:, None].expand(seen.shape[:2])
     return {
         "pricing": Problem(
-            pricing, 5, 30.0, 1000, EpsilonGreedy(pricing, 0.1), Thompson(pricing, 512), oracle_decisions
+            pricing, 5, 20.0, 1000, EpsilonGreedy(pricing, 0.1), Thompson(pricing, 512), oracle_decisions
         ),
         "bandit": Problem(bandit, 1, 12.0, 20_000, BanditGreedy(bandit, 0.1), BanditThompson(bandit), best, True),
     }
@@ -123,10 +125,10 @@ def runs(problem: Problem) -> dict[str, tuple[str, Callable[[int | None], Any], 
         return lambda anneal: Offline(problem.family, source(), replace(config, anneal=anneal))
 
     found = {f"online, {memory}": ("online", online(memory), lambda: problem.family) for memory in MEMORIES}
-    for title, target in (("distillation", "log"), ("pretraining", "oracle"), ("weighted", "advantage")):
-        for memory in ("gru",) if target == "advantage" else ("gru", "attention"):
-            found[f"{title}, {memory}"] = ("offline", offline(target, memory, simple), simple)
     found["distillation of Thompson, gru"] = ("offline", offline("log", "gru", thompson), thompson)
+    for memory, titles in (("gru", TARGETS), ("attention", ("distillation", "pretraining"))):
+        for title in titles:
+            found[f"{title}, {memory}"] = ("offline", offline(TARGETS[title], memory, simple), simple)
     return found
 
 
@@ -166,18 +168,19 @@ def main() -> None:
         part.setdefault("runs", {})
         if "agents" not in part:
             part["agents"] = {"logger": problem.score(problem.logger), "Thompson": problem.score(problem.thompson)}
-        for title, (kind, build, source) in runs(problem).items():
-            for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
-                entries = part["runs"].setdefault(title, {"kind": kind, "seeds": []})["seeds"]
-                if any(entry["seed"] == seed for entry in entries):
-                    continue
-                learner, meta, record = trained(build, source(), seed, problem.seconds)
-                for key, sample in (("score", True), ("score of most likely actions", False)):
-                    record[key] = problem.score(learner.agent(meta, sample))
-                record["parameters"] = sum(p.numel() for p in meta)
-                entries.append(record)
-                print(name, title, record, flush=True)
-                measure.write(arguments.json, stored() | {name: part})
+        todo = runs(problem)
+        for seed, title in product(arguments.seeds[:1] if arguments.quick else arguments.seeds, todo):
+            kind, build, source = todo[title]
+            entries = part["runs"].setdefault(title, {"kind": kind, "seeds": []})["seeds"]
+            if any(entry["seed"] == seed for entry in entries):
+                continue
+            learner, meta, record = trained(build, source(), seed, problem.seconds)
+            for key, sample in (("score", True), ("score of most likely actions", False)):
+                record[key] = problem.score(learner.agent(meta, sample))
+            record["parameters"] = sum(p.numel() for p in meta)
+            entries.append(record)
+            print(name, title, record, flush=True)
+            measure.write(arguments.json, stored() | {name: part})
 
 
 if __name__ == "__main__":
