@@ -16,7 +16,7 @@ from ..memories import memory_network
 from ..policies import Policy
 from ..trials import MemoryAgent, Recorded, TrialInput, trial_settings
 from .finite import check_finite
-from .meta import adam_step
+from .meta import Memory, adam_step
 from .rl2 import RL2, RL2Config, Teacher, TrialBatch, clip_by_norm, memory_policy
 
 
@@ -29,6 +29,9 @@ class BeliefConfig(RL2Config):
     decode: Literal["past", "all"] = "past"
     """What a belief has to explain. past: the steps it has seen, so that it becomes the posterior. all: steps to come,
     too, as in VariBAD; its spread is then that of the end of the trial from the start, equation (eq-latent-all)."""
+    warmup: int = 20
+    """Iterations that train the belief alone, on what the untrained policy meets: a policy that is improved before
+    there is anything to read in its belief settles for the blind action."""
     beliefs: int = 2
     """Moments of a trial whose beliefs are decoded in a gradient."""
     steps: int = 8
@@ -48,6 +51,7 @@ class BeliefConfig(RL2Config):
         super().__post_init__()
         check(self, "latent", lambda x: whole(x, 1, 1024), "a whole number from 1 to 1024")
         check(self, "decode", lambda x: x in ("past", "all"), "past or all")
+        check(self, "warmup", lambda x: whole(x, 0), "a whole number >= 0")
         for name in ("beliefs", "steps"):
             check(self, name, lambda x: whole(x, 1, 10**4), "a whole number from 1 to 10000")
         for name in ("reconstruction", "divergence"):
@@ -143,13 +147,16 @@ class BeliefLearner(RL2):
     def update(self, objective: TrialBatch, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict]:
         """As ``meta.OuterStep.update``: PPO for the policy, then the ELBO for the belief."""
         c, lived, first = self.config, objective.recorded, self.belief_tensors
-        part = lambda low, high: memory and {name: values[low:high] for name, values in memory.items()}
-        with torch.no_grad():
-            joined = self.network.join(lived.inputs, self.belief(meta, lived.inputs))
-        recorded = Recorded(joined, lived.action, lived.log_prob, lived.observation)
-        reading = TrialBatch(recorded, objective.reward, objective.taught, objective.generator, objective.iteration)
-        policy, policy_memory, logged = self.reading.update(reading, meta[first:], part(first, None))
-        own, own_memory = meta[:first], part(0, first)
+        memory = memory or _fresh(meta)
+        policy, policy_memory = meta[first:], {name: values[first:] for name, values in memory.items()}
+        logged = {"return after 0 steps": objective.reward.sum(0).mean() / c.episodes}
+        if objective.iteration >= c.warmup:
+            with torch.no_grad():
+                joined = self.network.join(lived.inputs, self.belief(meta, lived.inputs))
+            recorded = Recorded(joined, lived.action, lived.log_prob, lived.observation)
+            reading = TrialBatch(recorded, objective.reward, objective.taught, objective.generator, objective.iteration)
+            policy, policy_memory, logged = self.reading.update(reading, policy, policy_memory)
+        own, own_memory = meta[:first], {name: values[:first] for name, values in memory.items()}
         step = self.decoder.steps.step(lived.observation, lived.action, lived.after, objective.reward)
         left = 1.0 if c.anneal is None else max(0.02, 1 - objective.iteration / c.anneal)
         for _ in range(c.epochs):
@@ -191,3 +198,9 @@ class _Reading(RL2):
 
     def __init__(self, config: BeliefConfig, policy: Policy):
         self.config, self.policy = config, policy
+
+
+def _fresh(parameters: list[Tensor]) -> Memory:
+    """What Adam remembers before its first step."""
+    zeros = lambda: [torch.zeros_like(p) for p in parameters]
+    return {"step": [torch.zeros(()) for _ in parameters], "exp_avg": zeros(), "exp_avg_sq": zeros()}
