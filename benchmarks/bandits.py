@@ -54,7 +54,7 @@ class Sizes:
     tuning: int = 5_000
     """Of split ``train``, for what is chosen."""
     seeds: int = 5
-    """Training seeds."""
+    """Training seeds, unless the training has fewer."""
 
 
 QUICK = Sizes(200, 100, 2)
@@ -74,6 +74,8 @@ class Training:
     iterations: int
     arms: int | None = None
     """Arms of the bandits that it trains on, where they are fewer than those it plays."""
+    seeds: int = 5
+    """Training seeds."""
 
     def learner(self, family: BernoulliBandit) -> RL2:
         """For bandits of this family."""
@@ -83,18 +85,15 @@ class Training:
 SMALL = replace(ROWS, tasks=32, replicas=4)
 PLANS = {
     (10, 5): (Training("RL2, GRU", FLAT, 150), Training("RL2, rows", ROWS, 100)),
-    (10, 10): (Training("RL2, GRU", FLAT, 200), Training("RL2, rows", ROWS, 80)),
+    (10, 10): (Training("RL2, GRU", FLAT, 200, seeds=3), Training("RL2, rows", ROWS, 80)),
     (10, 50): (
-        Training("RL2, GRU", FLAT, 160),
+        Training("RL2, GRU", FLAT, 160, seeds=3),
         Training("RL2, rows", SMALL, 100),
         Training("RL2, rows, trained on 10 arms", ROWS, 80, arms=10),
     ),
-    (100, 5): (
-        Training("RL2, GRU", replace(FLAT, tasks=32, replicas=4), 120),
-        Training("RL2, rows", SMALL, 120),
-    ),
-    (100, 10): (Training("RL2, rows", SMALL, 80),),
-    (100, 50): (Training("RL2, rows, trained on 10 arms", SMALL, 80, arms=10),),
+    (100, 5): (Training("RL2, rows", SMALL, 120, seeds=3),),
+    (100, 10): (Training("RL2, rows", SMALL, 80, seeds=3),),
+    (100, 50): (Training("RL2, rows, trained on 10 arms", SMALL, 80, arms=10, seeds=3),),
 }
 """What is trained for (pulls, arms)."""
 
@@ -177,9 +176,9 @@ class Setting:
                 continue
             about = {"training": asdict(plan), "seeds": {}}
             entry = part.setdefault(plan.name, about)
-            if entry["training"] != json.loads(json.dumps(asdict(plan))) and entry["seeds"]:
+            if {"seeds": 5} | entry["training"] != json.loads(json.dumps(asdict(plan))) and entry["seeds"]:
                 raise SystemExit(f"{self.path}: {plan.name} was trained with other settings; --again trains it anew")
-            for seed in range(self.sizes.seeds):
+            for seed in range(min(plan.seeds, self.sizes.seeds)):
                 if str(seed) not in entry["seeds"]:
                     entry["seeds"][str(seed)] = self.trained(plan, seed)
                     save(part)
