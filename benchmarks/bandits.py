@@ -91,9 +91,9 @@ PLANS = {
         Training("RL2, rows", SMALL, 100),
         Training("RL2, rows, trained on 10 arms", ROWS, 80, arms=10),
     ),
-    (100, 5): (Training("RL2, rows", SMALL, 120, seeds=3),),
-    (100, 10): (Training("RL2, rows", SMALL, 80, seeds=3),),
-    (100, 50): (Training("RL2, rows, trained on 10 arms", SMALL, 80, arms=10, seeds=3),),
+    (100, 5): (Training("RL2, rows", SMALL, 80, seeds=3),),
+    (100, 10): (Training("RL2, rows", SMALL, 60, seeds=3),),
+    (100, 50): (Training("RL2, rows, trained on 10 arms", SMALL, 60, arms=10, seeds=3),),
 }
 """What is trained for (pulls, arms)."""
 
