@@ -121,8 +121,10 @@ class LatentMemory:
         self.head, self.begin = (self.tensors - 2, self.tensors - 1), encoder.begin
 
     def initial(self, generator: Generator) -> list[Tensor]:
-        """The encoder's and the reader's; the first belief is close to the prior."""
-        return [*self.encoder.initial(generator), *self.reader.initial(generator)]
+        """The encoder's and the reader's. The encoder's last weights are of full size: beliefs that start alike for all
+        tasks first learn to be sure, and only then of what, and means close together tell a policy little."""
+        *encoder, weight, bias = self.encoder.initial(generator)
+        return [*encoder, 100 * weight, bias, *self.reader.initial(generator)]
 
     def step(self, parameters: list[Tensor], inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """As ``Memory.step``."""
@@ -201,13 +203,14 @@ class Decoder:
         self.steps, self.latent, self.hidden, self.least_std = steps, latent, hidden, least_std
 
     def initial(self, generator: Generator) -> list[Tensor]:
-        """Weights ~ Normal(0, 1 / fan-in), those of outputs 100 times smaller; biases 0."""
+        """Weights ~ Normal(0, 1 / fan-in), those of outputs 100 times and of z 10 times smaller; biases 0. With z of
+        full size, the noise of a belief that knows nothing would be removed by making it sure, whatever of."""
         given, led, z, hidden = self.steps.given_size, self.steps.led_size, self.latent, self.hidden
         weight, bias = (lambda *sizes: _weight(generator, *sizes)), (lambda size: _bias(generator, size))
         return [
-            *(weight(given, hidden), weight(z, hidden), bias(hidden), weight(hidden, hidden), bias(hidden)),
+            *(weight(given, hidden), weight(z, hidden, 0.1), bias(hidden), weight(hidden, hidden), bias(hidden)),
             *(weight(hidden, 2 * led, 0.01), bias(2 * led)),
-            *(weight(given, hidden), weight(z, hidden), weight(led, hidden), bias(hidden)),
+            *(weight(given, hidden), weight(z, hidden, 0.1), weight(led, hidden), bias(hidden)),
             *(weight(hidden, hidden), weight(hidden, 2, 0.01), bias(2)),
         ]
 
