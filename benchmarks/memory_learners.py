@@ -37,7 +37,7 @@ from ecomlib.baselines.oracle import oracle_decisions
 from ecomlib.configuration import default_config
 from ecomlib.evaluation.memory_studies import MEMORY_FORMAT
 from ecomlib.families.base import TaskFamily
-from ecomlib.files import write_json
+from ecomlib.files import write_atomically, write_json
 from ecomlib.learners.belief import BeliefConfig, BeliefLearner
 from ecomlib.learners.rl2 import RL2, RL2Config
 
@@ -78,7 +78,7 @@ NAMES = {"rl2": "RL2", "belief": "belief learner", "posterior": "learned optimis
 PLANS: dict[str, dict[str, Plan]] = {
     "pricing": {
         "rl2": Plan(replace(GRU, pretrain=80, entropy=0.015), 200, "Bayes-UCB"),
-        "posterior": Plan(PosteriorConfig(width=1.0, step=0.4), 30),
+        "posterior": Plan(PosteriorConfig(width=1.0, step=0.5), 20),
     },
     "bidding": {
         "rl2": Plan(replace(SMALL, initial_std=0.05, pretrain=46), 46, "greedy Bayes"),
@@ -88,7 +88,7 @@ PLANS: dict[str, dict[str, Plan]] = {
     },
     "inventory": {
         "rl2": Plan(replace(GRU, epochs=2, lr=6e-3, entropy=0.0, pretrain=110), 130, "greedy Bayes", 3e-4),
-        "posterior": Plan(PosteriorConfig(spread=0.2, tasks=128, step=0.5), 16),
+        "posterior": Plan(PosteriorConfig(spread=0.2, tasks=128, step=0.5), 12),
     },
 }
 """By family and learner; tuned on training tasks."""
@@ -137,7 +137,7 @@ class Comparison:
             seconds = time.process_time() - began
             self.folder.mkdir(parents=True, exist_ok=True)
             named = {f"{i:02d}": p.detach().contiguous() for i, p in enumerate(state.meta)}
-            safetensors.torch.save_file(named, self.parameters_path(seed))
+            write_atomically(self.parameters_path(seed), safetensors.torch.save(named))
             about = {"processor seconds": round(seconds, 1), "curve": curve(state.history)}
             self.content["seeds"][str(seed)] = about | measure.conditions()
             self.content.pop("result", None)
