@@ -304,6 +304,8 @@ class Defaults:
     """For a policy that remembers a trial."""
 
 
+_LONG_OBSERVATIONS = RL2Config(memory="sum", hidden=32, tasks=16, epochs=2, lr=6e-3)
+"""For families with a row for each segment or item: few trials of an iteration, and no loop over their steps."""
 DEFAULTS = {
     # The policy sees the calendar alone, so that it must learn a product from its sales, by adapting.
     "pricing": Defaults(
@@ -312,6 +314,7 @@ DEFAULTS = {
         DataSettings(tasks=40, episodes=5, advantage="same_step"),
         # What a price teaches pays off on later days: reward to go, other stores as baseline.
         recurrent=(DataSettings(tasks=64, episodes=8), PPOStep(lr=1e-2, epochs=4)),
+        rl2=RL2Config(hidden=32, minibatches=8, entropy=0.015),
     ),
     "inventory": Defaults(
         PolicySettings(hidden=(32,)),
@@ -325,6 +328,7 @@ DEFAULTS = {
         InnerSettings(lr=0.3, surrogate="segment_credit", adapts="head"),
         DataSettings(tasks=40, episodes=5, stage_weights=(1.0, 1.0)),
         PPOStep(lr=1e-2, epochs=3),
+        rl2=_LONG_OBSERVATIONS,
     ),
     # A score that is linear in what is known of an item: taste features, margin and appeal. Its weights are learned.
     "recommendation": Defaults(
@@ -332,6 +336,7 @@ DEFAULTS = {
         InnerSettings(lr=16.0, own_unit=True),
         DataSettings(tasks=40, episodes=5, advantage="same_step"),
         PPOStep(lr=0.05, epochs=3),
+        rl2=_LONG_OBSERVATIONS,
     ),
     "navigation": Defaults(
         PolicySettings(hidden=(100, 100), activation="relu", minimum_std=0.4),
