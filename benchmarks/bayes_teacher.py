@@ -1,5 +1,5 @@
-"""RL^2 whose first iterations imitate a Bayesian: a memory that starts as an approximation of Bayes' rule, before PPO
-improves what is done with it."""
+"""Learners with a memory whose first iterations imitate a Bayesian: the memory starts as an approximation of Bayes'
+rule, before PPO improves what is done with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ecomlib.baselines import BayesUCB, GreedyBayes
 from ecomlib.families.base import TaskFamily
+from ecomlib.learners.belief import BeliefLearner
 from ecomlib.learners.meta import iteration_generator
 from ecomlib.learners.rl2 import RL2, RL2Config, TrialBatch
 from ecomlib.rollout import Agent, trial
@@ -22,7 +23,7 @@ EXPERTS = {
 """Who is imitated, with the prior of training."""
 
 
-class TaughtByBayes(RL2):
+class _Taught(RL2):
     """Plays its own trials, and for ``pretrain`` iterations learns what the expert would have done in each of its steps
     after the same history (imitation on the learner's own states: Ross, Gordon and Bagnell 2011)."""
 
@@ -49,6 +50,14 @@ class TaughtByBayes(RL2):
         """As ``RL2.update``."""
         self.config = self.improving if objective.taught is None else self.imitating
         return super().update(objective, meta, memory)
+
+
+class TaughtByBayes(_Taught):
+    """RL^2 with an expert."""
+
+
+class BeliefTaughtByBayes(_Taught, BeliefLearner):
+    """A policy that reads a learned belief, with an expert. ``ppo_lr`` is not used."""
 
 
 class Watched:

@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks import measure
-from benchmarks.bayes_teacher import TaughtByBayes
+from benchmarks.bayes_teacher import BeliefTaughtByBayes, TaughtByBayes
 from benchmarks.case_methods import PROTOCOLS, QUICK, Protocol, Returns, difference, plain, played, scores
 from benchmarks.case_studies import CASES, Study
 from benchmarks.posterior_policy import PosteriorConfig, PosteriorLearner
@@ -62,22 +62,27 @@ class Plan:
         if isinstance(self.config, PosteriorConfig):
             return PosteriorLearner(family, self.config)
         config = replace(self.config, anneal=self.iterations)
-        if isinstance(config, BeliefConfig):
-            return BeliefLearner(family, config, oracle_decisions)
+        reads_belief = isinstance(config, BeliefConfig)
         if self.expert is not None:
-            return TaughtByBayes(family, config, self.expert, self.ppo_lr)
-        return RL2(family, config, oracle_decisions)
+            kind = BeliefTaughtByBayes if reads_belief else TaughtByBayes
+            return kind(family, config, self.expert, self.ppo_lr)
+        return (BeliefLearner if reads_belief else RL2)(family, config, oracle_decisions)
 
 
 GRU = RL2Config(hidden=32, minibatches=8)
 """One recurrent memory for the whole trial."""
 SMALL = replace(GRU, memory="sum", tasks=16, minibatches=4, epochs=2, lr=6e-3, entropy=0.0)
 """For long observations: sums, one for each row, and few trials of an iteration."""
+BELIEF = BeliefConfig(
+    hidden=32, tasks=32, minibatches=4, epochs=2, lr=6e-3, entropy=0.0, latent=4, decoder_hidden=32, pretrain=70
+)
+"""A recurrent encoder; all of training imitates, while the belief is learned beside it."""
 NAMES = {"rl2": "RL2", "belief": "belief learner", "posterior": "learned optimism"}
 """Learners, by the names that the book writes."""
 PLANS: dict[str, dict[str, Plan]] = {
     "pricing": {
         "rl2": Plan(replace(GRU, pretrain=80, entropy=0.015), 200, "Bayes-UCB"),
+        "belief": Plan(BELIEF, 70, "Bayes-UCB"),
         "posterior": Plan(PosteriorConfig(width=1.0, step=0.5), 20),
     },
     "bidding": {
@@ -88,6 +93,7 @@ PLANS: dict[str, dict[str, Plan]] = {
     },
     "inventory": {
         "rl2": Plan(replace(GRU, epochs=2, lr=6e-3, entropy=0.0, pretrain=110), 130, "greedy Bayes", 3e-4),
+        "belief": Plan(BELIEF, 70, "greedy Bayes"),
         "posterior": Plan(PosteriorConfig(spread=0.2, tasks=128, step=0.5), 12),
     },
 }
@@ -281,6 +287,8 @@ def main() -> None:
         return summary(arguments.folder)
     if arguments.family is None:
         parser.error("name a family, or --summary")
+    if arguments.learner not in PLANS[arguments.family]:
+        parser.error(f"{arguments.family} has plans for {', '.join(PLANS[arguments.family])}")
     if arguments.quick and arguments.folder == RESULTS / "memory_learners":
         parser.error("--quick needs --folder: its numbers are no results")
     torch.set_num_threads(1)

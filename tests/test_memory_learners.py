@@ -19,7 +19,7 @@ from ecomlib.rollout import trial
 FAMILY = LogitPricing(days=4)
 
 
-@pytest.mark.parametrize("learner", ["rl2", "posterior"])
+@pytest.mark.parametrize("learner", ["rl2", "belief", "posterior"])
 def test_a_quick_run_is_stored_and_played_again(learner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # returns of single tasks are cached below the working directory
     memory_learners.Comparison("pricing", learner, tmp_path, quick=True).make()
