@@ -176,7 +176,7 @@ class Comparison:
         began = time.process_time()
         training = {drawn: self.returns("train", drawn) for drawn in (True, False)}
         on_training = {d: scores(r, self.study.setting("train")) for d, r in training.items()}
-        drawn = on_training[True]["lifetime"]["score"] >= on_training[False]["lifetime"]["score"]
+        drawn = on_training[True]["lifetime"]["score"] > on_training[False]["lifetime"]["score"]
         result: dict[str, Any] = {
             "actions are": "drawn" if drawn else "the most likely",
             "on training tasks": {
