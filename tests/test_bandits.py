@@ -1,6 +1,7 @@
 """Bandits: the family, the exact optimum against enumerations of its own, the index against one arm and a known
 alternative, and what every agent earns."""
 
+import json
 from itertools import product
 from math import comb
 
@@ -10,6 +11,7 @@ import torch
 from scipy.special import betaln
 from scipy.stats import beta as beta_law
 
+from benchmarks import bandits as bandit_benchmark
 from ecomlib.baselines.bandits import (
     UCB1,
     BanditGreedy,
@@ -457,3 +459,35 @@ def test_no_agent_has_a_negative_gap():
         done = trial(family, tasks_of(family, 500), agent, 1, 1, 0, progress=False)
         gaps = optimality_gaps(family, done.action[0], done.reward[0])
         assert (gaps >= 0).all() and (gaps.sum() > 1e-6) == (not isinstance(agent, (OptimalBandit, GittinsBandit)))
+
+
+# ------------------------------------------------------------------------------------------------ the benchmark
+def test_how_an_arm_is_left_is_counted():
+    """Two episodes by hand. The first: arm 0 wins, fails (left for 1), arm 1 fails (stays), fails. The second: arm 2
+    fails (left for 0), arm 0 fails (left for 1), arm 1 wins."""
+    action = torch.tensor([[0, 2], [0, 0], [1, 1], [1, 1]])[..., None]
+    reward = torch.tensor([[1.0, 0], [0, 0], [0, 1], [0, 0]])[..., None]
+    found = bandit_benchmark.leaving(action, reward)
+    assert found["after a failure"] == [1.0, 1.0, 0.0] and found["after a success"] == [0.0, 0.0, 0.0]
+    assert found["first arm"] == {"0,1": [1, 1], "1,1": [1, 1]}
+
+
+def test_stored_results_agree_with_the_exact_solution():
+    """In every file: the optimum is that of the dynamic programme, no loss is negative, and the mean reward lies where
+    optimum and loss say."""
+    files = sorted(bandit_benchmark.RESULTS.glob("*.json"))
+    assert len(files) == len(bandit_benchmark.PLANS)
+    for file in files:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        parts = {name: part["result"] for name, part in stored["parts"].items()}
+        everyone = list(parts["baselines"]["methods"].values())
+        everyone += [found for entry in parts["rl2"].values() for found in entry["seeds"].values()]
+        most = min(parts["baselines"]["bound"], parts["baselines"]["oracle"])
+        assert all(found["reward"][0] - found["reward"][1] < most for found in everyone)
+        assert all(abs(f["reward"][0] - f["expected"][0]) < 1.5 * f["reward"][1] for f in everyone)
+        if stored["pulls"] == 10:
+            value = bayes_optimal(BernoulliBandit(stored["arms"], 10)).value
+            assert parts["baselines"]["optimum"] == pytest.approx(value, rel=1e-5)
+            for found in everyone:
+                assert found["fraction"][0] <= 1 + 1e-6
+                assert abs(found["expected"][0] - found["value"][0]) < 2 * found["expected"][1]
