@@ -35,7 +35,7 @@ from ecomlib.learners.belief import BeliefConfig, BeliefLearner
 
 LEVELS = (0.5, 0.9)
 DAYS = (1, 3, 7, 14, 28)
-SAMPLES = 400
+SAMPLES = 200
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     quick, family = arguments.quick, LogitPricing()
     sizes = {"iterations": 2, "tasks": 20, "particles": 256} if quick else {"iterations": arguments.iterations}
-    sizes = {"tasks": 150, "particles": 65536, "probe_tasks": 60 if quick else 1000} | sizes
+    sizes = {"tasks": 150, "particles": 32768, "probe_tasks": 60 if quick else 1000} | sizes
     result: dict[str, Any] = {"provenance": measure.environment("belief", "cpu", **sizes), "calibration": {}}
     for decode in ("past", "all"):
         result["calibration"][decode] = calibration(family, decode, **sizes)
