@@ -458,7 +458,14 @@ def test_no_agent_has_a_negative_gap():
     for agent in agents(family).values():
         done = trial(family, tasks_of(family, 500), agent, 1, 1, 0, progress=False)
         gaps = optimality_gaps(family, done.action[0], done.reward[0])
-        assert (gaps >= 0).all() and (gaps.sum() > 1e-6) == (not isinstance(agent, (OptimalBandit, GittinsBandit)))
+        lost = gaps.sum(0).mean().item() / bayes_optimal(family).value
+        assert (gaps >= 0).all()
+        if isinstance(agent, OptimalBandit):
+            assert lost < 1e-9
+        elif isinstance(agent, GittinsBandit):
+            assert lost < 1e-3
+        else:
+            assert lost > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------ the benchmark
@@ -490,4 +497,5 @@ def test_stored_results_agree_with_the_exact_solution():
             assert parts["baselines"]["optimum"] == pytest.approx(value, rel=1e-5)
             for found in everyone:
                 assert found["fraction"][0] <= 1 + 1e-6
-                assert abs(found["expected"][0] - found["value"][0]) < 2 * found["expected"][1]
+                slack = found["expected"][1] + found["value"][1]
+                assert abs(found["expected"][0] - found["value"][0]) < 2 * slack + 1e-6
