@@ -237,9 +237,9 @@ def curve(history: list[dict[str, float]], points: int = 20) -> list[list[float]
 
 
 def load_parameters(path: str | Path) -> list[Tensor]:
-    """Trained parameters, as ``RL2.agent`` takes them."""
+    """Trained parameters, as ``RL2.agent`` takes them, in torch's present default precision."""
     stored = safetensors.torch.load_file(path)
-    return [stored[name] for name in sorted(stored)]
+    return [stored[name].to(torch.get_default_dtype()) for name in sorted(stored)]
 
 
 def load(name: str, learner: str = "rl2", seed: int = 0, folder: Path | None = None) -> tuple[Any, list[Tensor]]:

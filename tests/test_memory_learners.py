@@ -9,7 +9,7 @@ import torch
 from benchmarks import memory_learners
 from benchmarks.bayes_teacher import TaughtByBayes, Watched
 from benchmarks.posterior_policy import IndexAgent
-from ecomlib.baselines import BayesUCB, GreedyBayes
+from ecomlib.baselines import BayesUCB, GreedyBayes, Random
 from ecomlib.evaluation.memory_studies import MemoryStudies
 from ecomlib.families import LogitPricing
 from ecomlib.families.base import split
@@ -32,6 +32,11 @@ def test_a_quick_run_is_stored_and_played_again(learner, tmp_path, monkeypatch):
     sample = content["result"]["actions are"] == "drawn"
     score = memory_learners.scores(again.returns("test", sample), again.study.setting("test"))["lifetime"]["score"]
     assert score == content["result"]["scores"][0]["lifetime"]["score"]
+    second = again.learner.agent(memory_learners.load_parameters(again.parameters_path(1)), sample)
+    alone = memory_learners.played(second, again.study.setting("test"), 1, again.protocol)
+    alone = memory_learners.scores(memory_learners.Returns.of_agent(alone), again.study.setting("test"))
+    by_seed = content["result"]["scores"][0]["by seed"][1]
+    assert [r["score"] for r in alone["rounds"]] == pytest.approx(by_seed, rel=1e-3)
     again.make()  # nothing is missing
     assert (tmp_path / f"pricing-{learner}-1.safetensors").read_bytes() == before
     (tmp_path / f"pricing-{learner}-1.safetensors").unlink()
@@ -48,6 +53,15 @@ def test_a_difference_is_that_of_the_scores(tmp_path, monkeypatch):
     ours = result["scores"][0]["lifetime"]["score"]
     lead = [d for d in result["differences"] if (d["rival"], d["split"], d["of"]) == ("Thompson", "test", "lifetime")]
     assert lead[0]["difference"] == pytest.approx(ours - theirs, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "learner"), [("pricing", "rl2"), ("inventory", "belief"), ("pricing", "posterior")])
+def test_a_stored_learner_plays(name, learner):
+    made, parameters = memory_learners.load(name, learner, 3)
+    family = memory_learners.default_config(name, "ppo-maml").family
+    _, tasks = split(family, "test", 20)
+    earned = trial(family, tasks, made.agent(parameters), 1, 1, 0, progress=False).returns.mean()
+    assert earned > 1.2 * trial(family, tasks, Random(family), 1, 1, 0, progress=False).returns.mean()
 
 
 @pytest.mark.parametrize(("width", "rival"), [(0.0, GreedyBayes), (1.0, BayesUCB)])
