@@ -31,8 +31,9 @@ class RL2Config:
     """N, parallel units of a task."""
     pooled: bool = True
     """Whether the units of a task share one memory."""
-    memory: Literal["gru", "sum"] = "gru"
-    """gru: recurrent, as in the paper. sum: sums of what was met, for tasks that do not change."""
+    memory: Literal["gru", "sum", "attention"] = "gru"
+    """gru: recurrent, as in the paper. sum: sums of what was met, for tasks that do not change. attention: looks back at
+    every step."""
     hidden: int = 64
     """Units of every layer."""
     by_action: bool = False
