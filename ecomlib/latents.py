@@ -203,14 +203,13 @@ class Decoder:
         self.steps, self.latent, self.hidden, self.least_std = steps, latent, hidden, least_std
 
     def initial(self, generator: Generator) -> list[Tensor]:
-        """Weights ~ Normal(0, 1 / fan-in), those of outputs 100 times and of z 10 times smaller; biases 0. With z of
-        full size, the noise of a belief that knows nothing would be removed by making it sure, whatever of."""
+        """Weights ~ Normal(0, 1 / fan-in), those of outputs 100 times smaller; biases 0."""
         given, led, z, hidden = self.steps.given_size, self.steps.led_size, self.latent, self.hidden
         weight, bias = (lambda *sizes: _weight(generator, *sizes)), (lambda size: _bias(generator, size))
         return [
-            *(weight(given, hidden), weight(z, hidden, 0.1), bias(hidden), weight(hidden, hidden), bias(hidden)),
+            *(weight(given, hidden), weight(z, hidden), bias(hidden), weight(hidden, hidden), bias(hidden)),
             *(weight(hidden, 2 * led, 0.01), bias(2 * led)),
-            *(weight(given, hidden), weight(z, hidden, 0.1), weight(led, hidden), bias(hidden)),
+            *(weight(given, hidden), weight(z, hidden), weight(led, hidden), bias(hidden)),
             *(weight(hidden, hidden), weight(hidden, 2, 0.01), bias(2)),
         ]
 
