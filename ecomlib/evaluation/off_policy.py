@@ -4,14 +4,14 @@ A log is n decisions. Decision i was taken in a context x_i by a logging policy,
 probability (propensity) p_i and earned r_i. The target policy chooses action a in x_i with probability target[i, a],
 and w_i = target[i, a_i] / p_i is the *weight* of the row.
 
-=================== ===================================================== =============================================
-Estimator           Mean over rows of                                     Wrong when
-=================== ===================================================== =============================================
-``direct_method``   sum_a target[i, a] model[i, a]                        the model of rewards is
+====================== ================================================== ==========================================
+Estimator              Mean over rows of                                  Wrong when
+====================== ================================================== ==========================================
+``direct_method``      sum_a target[i, a] model[i, a]                     the model of rewards is
 ``inverse_propensity`` w_i r_i                                            the propensities are, or support is missing
-``self_normalised`` w_i r_i, divided by the mean of w_i                   the same
-``doubly_robust``   direct method + w_i (r_i - model[i, a_i])             both are
-=================== ===================================================== =============================================
+``self_normalised``    w_i r_i, divided by the mean of w_i                the same
+``doubly_robust``      direct method + w_i (r_i - model[i, a_i])          both are
+====================== ================================================== ==========================================
 
 Policies that learn as they go need ``ecomlib.evaluation.trial_logs``. Chapter "Evaluating adaptive policies"; Dudik et
 al. (2014), Swaminathan and Joachims (2015), Saito et al. (2020).

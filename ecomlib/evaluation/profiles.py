@@ -3,15 +3,15 @@
 A table of scores is (seed, task): row s is one trained policy, which played every task. Who was resampled decides what
 an interval means:
 
-=============== ======================================================================================================
-``resample``    Stands for
-=============== ======================================================================================================
-``"seeds"``     other training seeds on the same tasks: whole rows are drawn
-``"tasks"``     other tasks for the same trained policies: whole columns are drawn
-``"both"``      other seeds on other tasks: rows and columns are drawn, independently (the crossed bootstrap)
+================ =====================================================================================================
+``resample``     Stands for
+================ =====================================================================================================
+``"seeds"``      other training seeds on the same tasks: whole rows are drawn
+``"tasks"``      other tasks for the same trained policies: whole columns are drawn
+``"both"``       other seeds on other tasks: rows and columns are drawn, independently (the crossed bootstrap)
 ``"stratified"`` the entries of each column are drawn by themselves, as in ``rliable``; right where every task was
-                trained on its own, too narrow where one policy plays all tasks, as in meta-learning
-=============== ======================================================================================================
+                 trained on its own, too narrow where one policy plays all tasks, as in meta-learning
+================ =====================================================================================================
 
 Ends are quantiles of resampled values, and have the shortfall of ``percentile_bootstrap_interval`` where seeds are few.
 Chapter "Evaluating adaptive policies".

@@ -16,10 +16,10 @@ from .demand import poisson_inverse
 from .pricing import LogitPricing
 from .priors import LogUniformPrior, MarketPrior
 
-__all__ = ["Memory", "MemoryState", "ReferencePricing"]
+__all__ = ["ReferenceMarket", "MemoryState", "ReferencePricing"]
 
 
-class Memory(NamedTuple):
+class ReferenceMarket(NamedTuple):
     """M products. Every field is (M,); all but ``id`` and ``cost`` are hidden from the merchant."""
 
     id: Tensor
@@ -99,13 +99,13 @@ class ReferencePricing(Prior):
         """Number of prices."""
         return len(self.markups)
 
-    def from_uniforms(self, task_id: Tensor, uniforms: Tensor) -> Memory:
+    def from_uniforms(self, task_id: Tensor, uniforms: Tensor) -> ReferenceMarket:
         """Products of ``uniforms`` (M, 6): three for the prior's hidden parameters, gain, loss, and the unit cost."""
         sensitivity, utility, traffic = self.prior.hidden(uniforms[:, :3])
         between = lambda bounds, x: bounds[0] + (bounds[1] - bounds[0]) * x
         gain = sensitivity * between(self.gain, uniforms[:, 3])
         loss = sensitivity * between(self.loss, uniforms[:, 4])
-        return Memory(task_id, sensitivity, utility, gain, loss, traffic, self.prior.cost(uniforms[:, 5]))
+        return ReferenceMarket(task_id, sensitivity, utility, gain, loss, traffic, self.prior.cost(uniforms[:, 5]))
 
     def shifted(self) -> ReferencePricing:
         """The same shop in a market that training never saw."""
@@ -116,16 +116,16 @@ class ReferencePricing(Prior):
         wider = lambda low, high: (max(0.0, low - (high - low) / 2), high + (high - low) / 2)
         return replace(self, prior=self.prior.wide(), gain=wider(*self.gain), loss=wider(*self.loss))
 
-    def context(self, tasks: Memory) -> Tensor:
+    def context(self, tasks: ReferenceMarket) -> Tensor:
         """(M, 1), the unit cost."""
         return tasks.cost[:, None]
 
-    def reset(self, tasks: Memory, episodes: int, noise: Tensor) -> MemoryState:
+    def reset(self, tasks: ReferenceMarket, episodes: int, noise: Tensor) -> MemoryState:
         """A Monday morning, with the same reference for every product; no chance is involved."""
         zeros = tasks.cost.new_zeros(len(tasks.cost), episodes)
         return MemoryState(zeros, zeros + self.first_reference, zeros, zeros)
 
-    def observe(self, tasks: Memory, state: MemoryState) -> Tensor:
+    def observe(self, tasks: ReferenceMarket, state: MemoryState) -> Tensor:
         """(M, N, 6): day / days, cost, today's multiplier, yesterday's markup, yesterday's units / mean traffic,
         today's reference."""
         cost = tasks.cost[:, None].expand_as(state.day)
@@ -134,7 +134,7 @@ class ReferencePricing(Prior):
         return torch.stack(columns, -1)
 
     def step(
-        self, tasks: Memory, state: MemoryState, action: Tensor, noise: Tensor
+        self, tasks: ReferenceMarket, state: MemoryState, action: Tensor, noise: Tensor
     ) -> tuple[MemoryState, Tensor, Tensor]:
         """Post the markup of number ``action`` (M, N) for a day; shoppers then remember it."""
         markup = constant(self.markups, action, state.day.dtype)[action]
@@ -157,7 +157,7 @@ class ReferencePricing(Prior):
         fine = [low + (high - low) * k / self.resolution for low, high in pairs for k in range(self.resolution)]
         return (*fine, self.markups[-1])
 
-    def daily_profit(self, tasks: Memory, reference: Tensor) -> Tensor:
+    def daily_profit(self, tasks: ReferenceMarket, reference: Tensor) -> Tensor:
         """(M, R, A) expected profit of a day of mean traffic of each price at each of the references (R,)."""
         own = constant(self.markups, tasks.cost)
         r, m = torch.meshgrid(reference, own, indexing="ij")
@@ -193,7 +193,7 @@ class ReferencePricing(Prior):
             reference = self._remembered(reference, own[plan[-1]])
         return torch.stack(plan)
 
-    def planned_return(self, tasks: Memory, plan: Tensor) -> Tensor:
+    def planned_return(self, tasks: ReferenceMarket, plan: Tensor) -> Tensor:
         """(M,) expected return of the prices ``plan`` (days, M) or (days, 1): exact."""
         own, total = constant(self.markups, tasks.cost), torch.zeros_like(tasks.cost)
         reference = torch.full_like(tasks.cost, self.first_reference)
@@ -204,7 +204,7 @@ class ReferencePricing(Prior):
             reference = self._remembered(reference, markup)
         return tasks.traffic * tasks.cost * total
 
-    def oracle_return(self, tasks: Memory) -> Tensor:
+    def oracle_return(self, tasks: ReferenceMarket) -> Tensor:
         """(M,) expected return of the plan found by ``plan`` when the market is known: exactly what it earns, which is
         at most the best plan's; ``tests/test_pricing_extensions.py`` bounds the difference."""
         points, size = constant(self.references, tasks.cost), 256
@@ -212,7 +212,7 @@ class ReferencePricing(Prior):
         found = [self.planned_return(part, self.plan(self.daily_profit(part, points))) for part in parts]
         return torch.cat(found)
 
-    def blind_return(self, tasks: Memory) -> Tensor:
+    def blind_return(self, tasks: ReferenceMarket) -> Tensor:
         """(M,) expected return of the prices that are best on average over 4,096 products of the prior. Since all
         products have the same reference under the same prices, they too follow from one induction, on mean profit."""
         return self.planned_return(tasks, blind_plan(self).to(tasks.cost.device))
@@ -230,7 +230,7 @@ def blind_plan(family: ReferencePricing) -> Tensor:
     return family.plan(family.daily_profit(prior, constant(family.references, prior.cost)).mean(0, keepdim=True))
 
 
-def remembering(tasks: Memory, markup: Tensor, reference: Tensor) -> Tensor:
+def remembering(tasks: ReferenceMarket, markup: Tensor, reference: Tensor) -> Tensor:
     """(M, N) probability that a shopper who remembers ``reference`` buys at ``markup``, equation (eq-reference)."""
     below = reference - markup
     weight = torch.where(below > 0, tasks.gain[:, None], tasks.loss[:, None])

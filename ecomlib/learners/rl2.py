@@ -32,8 +32,8 @@ class RL2Config:
     pooled: bool = True
     """Whether the units of a task share one memory."""
     memory: Literal["gru", "sum", "attention"] = "gru"
-    """gru: recurrent, as in the paper. sum: sums of what was met, for tasks that do not change. attention: looks back at
-    every step."""
+    """gru: recurrent, as in the paper. sum: sums of what was met, for tasks that do not change. attention: looks back
+    at every step."""
     hidden: int = 64
     """Units of every layer."""
     by_action: bool = False
