@@ -241,7 +241,7 @@ def signed_root(x: Tensor) -> Tensor:
 
 
 def mean_of_square(mean: Tensor, std: Tensor) -> Tensor:
-    """(...) expected value of ``y abs(y)`` for a normal y, what ``signed_root`` was taken of: mean^2 + std^2 where y > 0."""
+    """(...) expected value of ``y abs(y)`` for a normal y, what ``signed_root`` was taken of."""
     ratio = mean / std
     density = (-0.5 * ratio**2).exp() / math.sqrt(2 * math.pi)
     return (mean**2 + std**2) * (2 * torch.special.ndtr(ratio) - 1) + 2 * mean * std * density

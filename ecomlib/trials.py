@@ -163,7 +163,7 @@ class MemoryAgent:
 
 
 def logarithm(x: Tensor) -> Tensor:
-    """``sign(x) log(1 + 100 abs(x)) / 5``, (...): nearly straight below 0.01, 0.9 at 1, 0.46 more for every factor of 10."""
+    """``sign(x) log(1 + 100 abs(x)) / 5``, (...): straight below 0.01, 0.9 at 1, 0.46 more for every factor of 10."""
     return x.sign() * torch.log1p(100 * x.abs()) / 5
 
 

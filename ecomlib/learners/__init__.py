@@ -1,6 +1,7 @@
 """Learning algorithms, one file each."""
 
 from .adaptation import Inner
+from .belief import BeliefConfig, BeliefLearner
 from .first_order import ReptileStep
 from .maml import MAML, MAMLConfig
 from .meta import GradientStep, MetaTraining
@@ -16,6 +17,8 @@ __all__ = [
     "PPO",
     "RL2",
     "TRPO",
+    "BeliefConfig",
+    "BeliefLearner",
     "GradientStep",
     "Inner",
     "MAMLConfig",
