@@ -30,7 +30,7 @@ ELSEWHERE = [
     (
         "py:class",
         r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
-        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress|Memory|Teacher|AutoresetMode"
+        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress|Memory|Counts|Teacher|AutoresetMode"
         r"|ecomlib\.configuration\.(FamilyT|OuterT))",
     ),
 ]
