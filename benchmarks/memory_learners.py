@@ -77,6 +77,8 @@ BELIEF = BeliefConfig(
     hidden=32, tasks=32, minibatches=4, epochs=2, lr=6e-3, entropy=0.0, latent=4, decoder_hidden=32, pretrain=70
 )
 """A recurrent encoder; all of training imitates, while the belief is learned beside it."""
+BELIEF_ROWS = replace(BELIEF, memory="sum", tasks=16, pretrain=36, initial_std=0.05)
+"""For long observations, as ``SMALL``: a latent variable of each segment or item."""
 NAMES = {"rl2": "RL2", "belief": "belief learner", "posterior": "learned optimism"}
 """Learners, by the names that the book writes."""
 PLANS: dict[str, dict[str, Plan]] = {
@@ -87,9 +89,11 @@ PLANS: dict[str, dict[str, Plan]] = {
     },
     "bidding": {
         "rl2": Plan(replace(SMALL, initial_std=0.05, pretrain=46), 46, "greedy Bayes"),
+        "belief": Plan(BELIEF_ROWS, 36, "greedy Bayes"),
     },
     "recommendation": {
         "rl2": Plan(replace(SMALL, pretrain=40), 40, "greedy Bayes"),
+        "belief": Plan(replace(BELIEF_ROWS, pretrain=30), 30, "greedy Bayes"),
     },
     "inventory": {
         "rl2": Plan(replace(GRU, epochs=2, lr=6e-3, entropy=0.0, pretrain=110), 130, "greedy Bayes", 3e-4),
