@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.distributions import Normal
 
 from .families.base import require, whole
 from .memories import Memory, _bias, _weight
@@ -224,11 +225,13 @@ class Decoder:
         """(..., unit) log-density of what steps led to and earned, if the hidden variable is ``z`` (..., unit, rows,
         Z)."""
         z = self.steps.own(z, step.action)
-        evidence = normal_log_density(step.led, *self.leads_to(parameters, step.given, z)).sum((-2, -1))
+        evidence = (
+            Normal(*self.leads_to(parameters, step.given, z), validate_args=False).log_prob(step.led).sum((-2, -1))
+        )
         seen, hidden, led, bias, weight, out, out_bias = parameters[7:]
         x = torch.tanh(step.given @ seen + z @ hidden + step.led @ led + bias).mean(-2)
         mean, std = self._normal(torch.tanh(x @ weight) @ out + out_bias)
-        return evidence + normal_log_density(step.reward, mean[..., 0], std[..., 0])
+        return evidence + Normal(mean[..., 0], std[..., 0], validate_args=False).log_prob(step.reward)
 
     def _normal(self, output: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = output.chunk(2, -1)
@@ -245,8 +248,3 @@ def mean_of_square(mean: Tensor, std: Tensor) -> Tensor:
     ratio = mean / std
     density = (-0.5 * ratio**2).exp() / math.sqrt(2 * math.pi)
     return (mean**2 + std**2) * (2 * torch.special.ndtr(ratio) - 1) + 2 * mean * std * density
-
-
-def normal_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(...) log-density of ``x`` under Normal(mean, std^2)."""
-    return -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)

@@ -34,12 +34,11 @@ class Memory:
     summary_size: int
     """Length of what the reading sees of a row's memory."""
 
-    def __init__(self, size: int, rows: int, outputs: int, hidden: int = 64, length: int = 1, pooled: bool = False):
-        """``size`` entries of each of ``rows`` rows; ``outputs`` numbers for each; ``length`` steps of a trial."""
+    def __init__(self, size: int, rows: int, outputs: int, hidden: int = 64, pooled: bool = False):
+        """``size`` entries of each of ``rows`` rows; ``outputs`` numbers for each."""
         for name, value in (("size", size), ("rows", rows), ("outputs", outputs), ("hidden", hidden)):
             require(whole(value, 1), f"Memory.{name}", value, "a whole number >= 1")
-        require(whole(length, 1), "Memory.length", length, "a whole number >= 1")
-        self.size, self.rows, self.hidden, self.length, self.pooled = size, rows, hidden, length, pooled
+        self.size, self.rows, self.hidden, self.pooled = size, rows, hidden, pooled
         self.row_outputs, self.output_size = outputs, rows * outputs
         self.tensors = 2 + self.memory_tensors + (10 if rows > 1 else 9)
         self.head = (self.tensors - 2, self.tensors - 1)

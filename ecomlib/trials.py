@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,11 @@ class TrialInput:
         family, count = self.family, 256
         sample = family.prior_sample(count) if hasattr(family, "prior_sample") else family.tasks(torch.arange(count))
         return family.blind_return(sample).abs().mean() / family.horizon + 1e-9
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a ``memories.Memory`` has to know of it."""
+        return {"size": self.size, "rows": self.rows, "outputs": self.outputs}
 
     @property
     def _segments(self) -> int:
@@ -169,9 +174,3 @@ def logarithm(x: Tensor) -> Tensor:
 
 def _with_logarithm(x: Tensor) -> Tensor:
     return torch.cat((x, logarithm(x)), -1)
-
-
-def trial_settings(family: Any, episodes: int, by_action: bool = False) -> dict[str, int]:
-    """Sizes that a ``memories.Memory`` needs for trials of a family."""
-    inputs = TrialInput(family, episodes, by_action)
-    return {"size": inputs.size, "rows": inputs.rows, "outputs": inputs.outputs, "length": inputs.length}

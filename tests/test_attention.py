@@ -8,7 +8,7 @@ from ecomlib.memories import memory_network
 
 
 def network(layers=1, pooled=False, rows=1, hidden=8, heads=2):
-    return AttentionMemory(5, rows, 3, hidden, 12, pooled, layers=layers, heads=heads)
+    return AttentionMemory(5, rows, 3, hidden, pooled, layers=layers, heads=heads)
 
 
 def drawn(memory, seed=0):

@@ -36,7 +36,7 @@ def seeded(value: int) -> Generator:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows, pooled", [(1, False), (1, True), (3, False), (3, True)])
 def test_all_steps_at_once_are_the_steps_one_by_one(kind, rows, pooled):
-    network = memory_network(kind, size=5, rows=rows, outputs=2, hidden=8, length=6, pooled=pooled)
+    network = memory_network(kind, size=5, rows=rows, outputs=2, hidden=8, pooled=pooled)
     parameters = [p + 0.1 * torch.randn(p.shape, generator=seeded(1)) for p in network.initial(seeded(0))]
     assert len(parameters) == network.tensors and parameters[network.head[0]].shape[-1] == 2
     inputs = torch.randn(6, 4, 2, rows * 5, generator=seeded(2))
@@ -51,7 +51,7 @@ def test_all_steps_at_once_are_the_steps_one_by_one(kind, rows, pooled):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_past_counts(kind):
-    network = memory_network(kind, size=5, rows=1, outputs=2, hidden=8, length=6)
+    network = memory_network(kind, size=5, rows=1, outputs=2, hidden=8)
     parameters = network.initial(seeded(0))
     inputs = torch.randn(6, 4, 1, 5, generator=seeded(2))
     changed = inputs.clone()
@@ -62,7 +62,7 @@ def test_only_the_past_counts(kind):
 
 
 def test_rows_are_alike_and_units_share_what_they_met():
-    network = memory_network("gru", size=2, rows=4, outputs=1, hidden=8, length=5, pooled=True)
+    network = memory_network("gru", size=2, rows=4, outputs=1, hidden=8, pooled=True)
     parameters = network.initial(seeded(0))
     inputs = torch.randn(5, 3, 2, 4, 2, generator=seeded(1))
     order = torch.tensor([2, 0, 3, 1])
@@ -80,7 +80,7 @@ def test_a_sum_forgets_the_order_and_a_gru_does_not():
     turned = torch.cat((inputs[:-1].flip(0), inputs[-1:]))
     last = {}
     for kind in ("sum", "gru"):
-        network = memory_network(kind, size=5, rows=1, outputs=2, hidden=8, length=7)
+        network = memory_network(kind, size=5, rows=1, outputs=2, hidden=8)
         parameters = network.initial(seeded(0))
         last[kind] = (network.outputs(parameters, inputs) - network.outputs(parameters, turned))[-1].abs().max()
     assert last["sum"] < 1e-12 and last["gru"] > 1e-6

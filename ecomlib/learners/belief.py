@@ -14,10 +14,10 @@ from ..families.base import TaskFamily, check, number, require, whole
 from ..latents import Decoder, Latent, LatentMemory, Step, StepRows, mean_of_square
 from ..memories import memory_network
 from ..policies import Policy
-from ..trials import MemoryAgent, Recorded, TrialInput, trial_settings
+from ..trials import MemoryAgent, Recorded, TrialInput
 from .finite import check_finite
 from .meta import Memory, adam_step
-from .rl2 import RL2, RL2Config, Teacher, TrialBatch, clip_by_norm, memory_policy
+from .rl2 import RL2, RL2Config, Teacher, TrialBatch, annealed, clip_by_norm, memory_policy
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class BeliefLearner(RL2):
         c = self.config
         require(c.pretrain == 0 or teacher is not None, "pretrain", c.pretrain, "0 without teacher")
         self.inputs = TrialInput(family, c.episodes, c.by_action)
-        sizes = trial_settings(family, c.episodes, c.by_action)
+        sizes = self.inputs.sizes
         encoder = memory_network(c.memory, hidden=c.hidden, pooled=c.pooled, **{**sizes, "outputs": 2 * c.latent})
         self.network = LatentMemory(encoder, sizes["outputs"])
-        self.policy = memory_policy(family, c, self.network)
+        self.policy = memory_policy(self.inputs, c, self.network)
         self.decoder = Decoder(StepRows(self.inputs), c.latent, c.decoder_hidden, c.least_std)
-        self.reading = _Reading(c, memory_policy(family, c, self.network.reader))
+        self.reading = _Reading(c, memory_policy(self.inputs, c, self.network.reader))
         self.outer = self
 
     def initial(self, generator: Generator) -> list[Tensor]:
@@ -158,7 +158,7 @@ class BeliefLearner(RL2):
             policy, policy_memory, logged = self.reading.update(reading, policy, policy_memory)
         own, own_memory = meta[:first], {name: values[:first] for name, values in memory.items()}
         step = self.decoder.steps.step(lived.observation, lived.action, lived.after, objective.reward)
-        left = 1.0 if c.anneal is None else max(0.02, 1 - objective.iteration / c.anneal)
+        left = annealed(objective.iteration, c.anneal)
         for _ in range(c.epochs):
             order = torch.randperm(lived.inputs.shape[1], generator=objective.generator).to(lived.inputs.device)
             for pick in order.chunk(c.minibatches):

@@ -22,7 +22,7 @@ from ..trials import MemoryAgent, Step, TrialInput
 from .adaptation import Inner
 from .finite import check_finite
 from .meta import MetaLearner, Seeds, adam_step, iteration_generator
-from .rl2 import Teacher, clip_by_norm, memory_policy, trial_advantages
+from .rl2 import Teacher, annealed, clip_by_norm, memory_policy, trial_advantages
 
 TARGETS = ("log", "advantage", "oracle")
 
@@ -159,7 +159,7 @@ class Offline(MetaLearner):
         self.config = config or OfflineConfig()
         self.inputs = TrialInput(family, self.config.episodes, self.config.by_action)
         self.inputs.unit = log.reward.abs().mean() + 1e-9
-        self.policy = memory_policy(family, self.config)
+        self.policy = memory_policy(self.inputs, self.config)
         self.outer = self
 
     def initial(self, generator: Generator) -> list[Tensor]:
@@ -195,7 +195,7 @@ class Offline(MetaLearner):
     def update(self, objective: LoggedBatch, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict]:
         """As ``meta.OuterStep.update``: a step of (weighted) imitation."""
         c = self.config
-        left = 1.0 if c.anneal is None else max(0.02, 1 - objective.iteration / c.anneal)
+        left = annealed(objective.iteration, c.anneal)
         leaves = [p.detach().requires_grad_() for p in meta]
         loss, logged = self.loss(leaves, objective)
         gradient = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
@@ -221,8 +221,9 @@ class Offline(MetaLearner):
         return (weight * surprise).mean() + 0.5 * missed, logged
 
 
-class LoggedBatch:
+class LoggedBatch(NamedTuple):
     """The trials of an iteration, and what a memory would have been fed in them."""
 
-    def __init__(self, log: TrialLog, inputs: Tensor, iteration: int):
-        self.log, self.inputs, self.iteration = log, inputs, iteration
+    log: TrialLog
+    inputs: Tensor  # (L, M R, N, rows * size)
+    iteration: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -15,7 +16,7 @@ from ..memories import KINDS, memory_network
 from ..policies import Categorical, Gaussian, PlackettLuce, Policy
 from ..returns import gae
 from ..rollout import trial
-from ..trials import MemoryAgent, Recorded, TrialInput, trial_settings
+from ..trials import MemoryAgent, Recorded, TrialInput
 from .adaptation import Inner
 from .finite import check_finite
 from .meta import MetaLearner, Seeds, adam_step, iteration_generator
@@ -63,7 +64,6 @@ class RL2Config:
     """Standard deviation of real actions before training."""
     pretrain: int = 0
     """Iterations that imitate a teacher who knows the task, before those of PPO."""
-
     sample: bool = True
     """In use, act at random as in training; False takes the most likely action (of slates the most likely items, of
     real actions the mean)."""
@@ -110,7 +110,7 @@ class RL2(MetaLearner):
         self.config, self.teacher = config or RL2Config(), teacher
         require(self.config.pretrain == 0 or teacher is not None, "pretrain", self.config.pretrain, "0 without teacher")
         self.inputs = TrialInput(family, self.config.episodes, self.config.by_action)
-        self.policy = memory_policy(family, self.config)
+        self.policy = memory_policy(self.inputs, self.config)
         self.outer = self
 
     def initial(self, generator: Generator) -> list[Tensor]:
@@ -160,24 +160,20 @@ class RL2(MetaLearner):
     def update(self, objective: TrialBatch, meta: list[Tensor], memory: Any) -> tuple[list[Tensor], Any, dict]:
         """As ``meta.OuterStep.update``: PPO on the trials of an iteration."""
         c, (inputs, action, old, _) = self.config, objective.recorded
-        taught = objective.taught is not None
-        action = objective.taught if taught else action
-        left = 1.0 if c.anneal is None else max(0.02, 1 - objective.iteration / c.anneal)
-        if taught:
-            advantage = target = objective.reward  # not used
+        left = annealed(objective.iteration, c.anneal)
+        if objective.taught is not None:
+            loss_of, data = self._surprise, (inputs, objective.taught)
         else:
             with torch.no_grad():
                 _, value = self.policy.network.outputs_and_values(self.policy._weights(meta), inputs)
-                advantage, target = trial_advantages(
-                    objective.reward, value, c.replicas, c.pooled, c.gae_lambda, c.own_unit
-                )
+                advantages = trial_advantages(objective.reward, value, c.replicas, c.pooled, c.gae_lambda, c.own_unit)
+            loss_of, data = partial(self._ppo, entropy=c.entropy * left), (inputs, action, old, *advantages)
         logged = {"return after 0 steps": objective.reward.sum(0).mean() / c.episodes}
         for _ in range(c.epochs):
             order = torch.randperm(inputs.shape[1], generator=objective.generator).to(inputs.device)
             for part in order.chunk(c.minibatches):
                 leaves = [p.detach().requires_grad_() for p in meta]
-                pick = lambda x, part=part: x[:, part]
-                loss, numbers = self._loss(leaves, *map(pick, (inputs, action, old, advantage, target)), left, taught)
+                loss, numbers = loss_of(leaves, *(x[:, part] for x in data))
                 gradient = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
                 gradient = self.shards.average(gradient) if self.shards.size > 1 else gradient
                 check_finite("gradient", gradient, tasks=False)
@@ -187,7 +183,14 @@ class RL2(MetaLearner):
             logged = dict(zip(logged, self.shards.average(list(logged.values()))))
         return meta, memory, logged
 
-    def _loss(
+    def _surprise(self, parameters: list[Tensor], inputs: Tensor, taught: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        policy = self.policy
+        output, _ = policy.network.outputs_and_values(policy._weights(parameters), inputs)
+        named = policy._named(output, parameters, taught)
+        surprise = -policy._log_prob(named, taught).mean()
+        return surprise, {"entropy": policy.entropy(named).mean().detach(), "surprise": surprise.detach()}
+
+    def _ppo(
         self,
         parameters: list[Tensor],
         inputs: Tensor,
@@ -195,38 +198,40 @@ class RL2(MetaLearner):
         old: Tensor,
         advantage: Tensor,
         target: Tensor,
-        left: float,
-        taught: bool,
+        entropy: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         c, policy = self.config, self.policy
         output, value = policy.network.outputs_and_values(policy._weights(parameters), inputs)
         named = policy._named(output, parameters, action)
-        log_prob = policy._log_prob(named, action)
-        if taught:
-            surprise = -log_prob.mean()
-            return surprise, {"entropy": policy.entropy(named).mean().detach(), "surprise": surprise.detach()}
         missed = ((value - target) ** 2).mean()
-        ratio = (log_prob - old).exp()
+        ratio = (policy._log_prob(named, action) - old).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - c.clip, 1 + c.clip) * advantage).mean()
-        entropy = policy.entropy(named).mean()
-        numbers = {"entropy": entropy.detach(), "value error": missed.detach()}
-        return -gain - c.entropy * left * entropy + 0.5 * missed, numbers
+        undecided = policy.entropy(named).mean()
+        numbers = {"entropy": undecided.detach(), "value error": missed.detach()}
+        return -gain - entropy * undecided + 0.5 * missed, numbers
 
 
-class TrialBatch:
+class TrialBatch(NamedTuple):
     """The trials of an iteration."""
 
-    def __init__(self, recorded: Recorded, reward: Tensor, taught: Tensor | None, generator: Generator, iteration: int):
-        self.recorded, self.reward, self.taught = recorded, reward, taught
-        self.generator, self.iteration = generator, iteration
+    recorded: Recorded
+    reward: Tensor  # (L, M R, N)
+    taught: Tensor | None  # as the actions: what a teacher would have done
+    generator: Generator
+    iteration: int
 
 
-def memory_policy(family: TaskFamily, config: RL2Config, network: Any = None) -> Policy:
+def annealed(iteration: int, over: int | None) -> float:
+    """What is left of a step size: falls from 1 to a fiftieth ``over`` so many iterations; None keeps it."""
+    return 1.0 if over is None else max(0.02, 1 - iteration / over)
+
+
+def memory_policy(inputs: TrialInput, config: RL2Config, network: Any = None) -> Policy:
     """A policy with the memory that ``config`` names, or another ``network``: softmax for numbered actions,
     Plackett-Luce for slates, else Gaussian."""
+    family = inputs.family
     if network is None:
-        sizes = trial_settings(family, config.episodes, config.by_action)
-        network = memory_network(config.memory, hidden=config.hidden, pooled=config.pooled, **sizes)
+        network = memory_network(config.memory, hidden=config.hidden, pooled=config.pooled, **inputs.sizes)
     if getattr(family, "slate", None):
         return PlackettLuce(network, family.items, family.slate)
     return Categorical(network) if family.actions else Gaussian(network, initial_std=config.initial_std)
@@ -266,5 +271,5 @@ def trial_advantages(
 def clip_by_norm(gradient: Sequence[Tensor], most: float) -> list[Tensor]:
     """The same gradient, shortened where it is longer than ``most``."""
     require(number(most, 0), "most", most, "a finite number > 0")
-    norm = torch.stack([g.square().sum() for g in gradient]).sum().sqrt()
+    norm = torch.nn.utils.get_total_norm(gradient)
     return [g * (most / norm.clamp(min=most)) for g in gradient]
