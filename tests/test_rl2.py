@@ -254,3 +254,13 @@ def test_a_run_on_the_command_line_survives_and_is_evaluated(tmp_path):
 def test_settings_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         config(**change)
+
+
+def test_a_gru_remembers_as_torchs_does():
+    network = memory_network("gru", size=5, rows=1, outputs=2, hidden=8)
+    own = [torch.randn(p.shape, generator=seeded(0)) for p in network._memory_initial(seeded(0))]
+    met, memory = torch.randn(3, 8, generator=seeded(1)), torch.randn(3, 8, generator=seeded(2))
+    found, _ = network._fold(own, met, memory)
+    weight, bias, recurrent, recurrent_bias = own
+    expected = torch.gru_cell(met, memory, weight.T, recurrent.T, bias, recurrent_bias)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

@@ -57,9 +57,12 @@ def clipped_surrogate(
     other side it always does. ``advantage`` is (T, M, N) and is held constant.
     """
     ratio = (policy.log_prob(parameters, data.observation, data.action) - data.log_prob).exp()
-    advantage = advantage.detach()
-    lower = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    return (lower * data.mask).sum(0).mean(-1)
+    return (clipped_gain(ratio, advantage.detach(), clip) * data.mask).sum(0).mean(-1)
+
+
+def clipped_gain(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """min(r A, clamp(r, 1 - clip, 1 + clip) A) of every step, (...)."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 class PPO:

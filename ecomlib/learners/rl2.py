@@ -20,6 +20,7 @@ from ..trials import MemoryAgent, Recorded, TrialInput
 from .adaptation import Inner
 from .finite import check_finite
 from .meta import MetaLearner, Seeds, adam_step, iteration_generator
+from .ppo import clipped_gain
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class RL2(MetaLearner):
         named = policy._named(output, parameters, action)
         missed = ((value - target) ** 2).mean()
         ratio = (policy._log_prob(named, action) - old).exp()
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - c.clip, 1 + c.clip) * advantage).mean()
+        gain = clipped_gain(ratio, advantage, c.clip).mean()
         undecided = policy.entropy(named).mean()
         numbers = {"entropy": undecided.detach(), "value error": missed.detach()}
         return -gain - entropy * undecided + 0.5 * missed, numbers
