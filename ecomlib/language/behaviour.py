@@ -94,6 +94,11 @@ class BehaviourModel:
             self, tuple(products[["department", "category", "tier"]].astype(str).itertuples(index=False, name=None))
         )
 
+    def listed(self, shown: Tensor, start: Tensor) -> Tensor:
+        """Items of the family's catalogue that products ``shown`` (M, N, k) are in sessions that ``start`` (M, N) on
+        some day: themselves. A subclass may list a product more than once, with and without a promotion."""
+        return shown
+
     def _hashed(self, stream: int, name: str, size: int) -> tuple[float, ...]:
         """``size`` uniforms that belong to a name: adding another product changes none of them."""
         number = torch.tensor([zlib.crc32(name.encode())])
@@ -189,11 +194,12 @@ def _play(
         chance = noise.uniform(seed, shops, replica, 0, slate, SHOWN, k, dtype)
         shown = order[_distinct(chance, sold)]
         present = ~state.left
-        exact = event_probabilities(family, tasks, state.stage, state.fatigue, shown)
+        item = model.listed(shown, start)
+        exact = event_probabilities(family, tasks, state.stage, state.fatigue, item)
         luck = noise.uniform(seed, shops, replica, 0, slate, noise.FAMILY, family.noise_size, dtype)
-        state, _, _ = family.step(tasks, state, shown, luck)
+        state, _, _ = family.step(tasks, state, item, luck)
         clicked = state.place[..., None] == torch.arange(k)
-        keener = luck[..., 3:4] < torch.tensor(family.table.pull, dtype=dtype)[shown]
+        keener = luck[..., 3:4] < torch.tensor(family.table.pull, dtype=dtype)[item]
         furthest = torch.where(state.order, 4, torch.where(state.cart, 3, 1))[..., None].expand(shown.shape)
         event = torch.where(clicked, torch.where((furthest == 1) & keener, 2, furthest), 0)
         where = present.nonzero()
