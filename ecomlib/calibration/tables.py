@@ -3,6 +3,7 @@ allowed."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,10 +52,24 @@ def read_file(path: str | Path) -> pd.DataFrame:
         raise TableError(f"{path}: there is no such file")
     try:
         return pd.read_parquet(path) if name.endswith(".parquet") else pd.read_csv(path)
+    except UnicodeDecodeError as error:
+        row, byte = _not_utf8(path)
+        raise TableError(f"{path}: line {row} is not UTF-8 (byte {byte:#04x}); save the file as UTF-8") from error
     except Exception as error:  # pandas and pyarrow raise a dozen kinds for a foreign file
         kind = "Parquet" if name.endswith(".parquet") else "CSV"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(f"{path}: cannot be read as {kind} ({reason})") from error
+
+
+def _not_utf8(path: Path) -> tuple[int, int]:
+    """Number of the first line, from 1, that is not UTF-8, and its first byte that is not."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return number, line[error.start]
+    raise AssertionError("every line is UTF-8")
 
 
 def identifiers(table: pd.DataFrame, keys: Sequence[str], name: str, allowed: str) -> None:
