@@ -99,14 +99,14 @@ def test_the_lock_is_complete():
 def test_the_library_declares_what_it_imports_and_the_lock_is_within_its_ranges():
     """What an extra brings is imported where it is used, inside a function, or in the part that is the extra."""
     pins = lock()
-    extras = [r for name in ("export", "serve", "track", "gym") for r in PROJECT["optional-dependencies"][name]]
+    extras = [r for name in ("export", "serve", "track", "gym", "language") for r in PROJECT["optional-dependencies"][name]]
     declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
     needed, optional = set(), set()
     for path in (ROOT / "ecomlib").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        needed |= imported([] if {"serving", "gym"} & {path.parent.name, path.stem} else tree.body)
+        needed |= imported([] if {"serving", "gym", "language"} & {path.parent.name, path.stem} else tree.body)
         optional |= imported(ast.walk(tree))
     assert needed, "the library was not found"
     assert needed <= declared
@@ -121,7 +121,8 @@ def imported(nodes):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    return {canonicalize_name(name) for name in names - set(sys.stdlib_module_names) - {"ecomlib"}}
+    names = names - set(sys.stdlib_module_names) - {"ecomlib"}
+    return {canonicalize_name({"sklearn": "scikit-learn"}.get(name, name)) for name in names}
 
 
 def test_versions_agree():
