@@ -99,7 +99,9 @@ def test_the_lock_is_complete():
 def test_the_library_declares_what_it_imports_and_the_lock_is_within_its_ranges():
     """What an extra brings is imported where it is used, inside a function, or in the part that is the extra."""
     pins = lock()
-    extras = [r for name in ("export", "serve", "track", "gym", "language") for r in PROJECT["optional-dependencies"][name]]
+    extras = [
+        r for name in ("export", "serve", "track", "gym", "language") for r in PROJECT["optional-dependencies"][name]
+    ]
     declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
