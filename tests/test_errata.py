@@ -112,3 +112,13 @@ def test_padding_makes_a_useless_model_look_good():
     ignored[events:] = -100
     assert cross_entropy(logits, ignored) == pytest.approx(cross_entropy(logits[:events], labels[:events]).item())
     assert cross_entropy(logits, labels) < 0.25 < 3 < cross_entropy(logits, ignored)
+
+
+def test_a_report_wants_flat_lists():
+    """scikit-learn's report on sequences of labels: refused as B passes them, fine when they are joined."""
+    report = pytest.importorskip("sklearn.metrics").classification_report
+    truth, found = [["O", "click"], ["cart", "O"]], [["O", "O"], ["cart", "O"]]
+    with pytest.raises(ValueError, match="not supported"):
+        report(truth, found)
+    flat = report([*truth[0], *truth[1]], [*found[0], *found[1]], output_dict=True, zero_division=0)
+    assert flat["accuracy"] == 0.75
