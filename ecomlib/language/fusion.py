@@ -145,7 +145,7 @@ class Fusion(nn.Module):
     the context, and one hidden layer reads them together. A missing modality is a learned vector."""
 
     def __init__(self, config: FusionConfig, example: Inputs):
-        """``example`` are the training rows: the sizes come from it, and the scale of context and numbers."""
+        """``example`` are the training rows: sizes, precision, and the scale of context and numbers come from them."""
         super().__init__()
         self.config = config
         first, second = config.channels
@@ -172,6 +172,7 @@ class Fusion(nn.Module):
             values = getattr(example, name)
             self.register_buffer(f"{name}_mean", values.mean(0))
             self.register_buffer(f"{name}_scale", values.std(0).clamp(min=1e-6))
+        self.to(example.text.dtype)
 
     def read(self, rows: Inputs) -> dict[str, Tensor]:
         """(rows, width) of each modality."""
