@@ -140,11 +140,13 @@ def heads(config: FusionConfig, shop: Shop, rows: Inputs, world: str, sizes: tup
         some = shop._replace(validation=first(shop.validation, max(size // 6, 10)))
         base = [(shop.event[train] >= kind).mean() for kind in (1, 3, 4)]
         base = np.maximum(base, 1 / len(train))
+        passes = round(config.epochs * sizes[-1] / size)  # about as many steps whatever the size
+        patience = max(config.patience, passes // 5)
         for name in (*TOGETHER, "separate"):
             predicted, seconds, parameters = [], 0.0, 0
             for head in SEPARATE if name == "separate" else (name,):
                 start = time.process_time()
-                own = replace(config, modalities=("text", "numbers"), head=head)
+                own = replace(config, modalities=("text", "numbers"), head=head, epochs=passes, patience=patience)
                 run, test = fitted(own, some, rows, train)
                 predicted.append(target_probabilities(run.model, test)[~shop.unseen])
                 seconds += time.process_time() - start
