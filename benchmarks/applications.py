@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 15)))
     parser.add_argument("--tasks", type=int, default=200, help="test tasks of a seed")
     parser.add_argument("--iterations", type=int, default=80, help="of meta-training")
     arguments = parser.parse_args()

@@ -143,6 +143,8 @@ def test_simulated_run_lengths_are_the_exact_ones():
     late = days[days >= 12] - 12 + 1
     assert late.mean() == pytest.approx(test.delay(QUIET, AFTER, 12), abs=4 * late.std() / len(late) ** 0.5)
     assert test.delay(QUIET, AFTER, 12) < test.delay(QUIET, AFTER)  # S has a head start
+    found = test.found_within(5, QUIET, AFTER, 12)
+    assert (late <= 5).mean() == pytest.approx(found, abs=4 * (found * (1 - found) / len(late)) ** 0.5)
 
 
 def test_calibration_gives_the_lowest_threshold_that_keeps_the_promise():

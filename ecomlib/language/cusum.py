@@ -96,15 +96,24 @@ class Cusum:
     def delay(self, quiet: Sequence[Source], after: Sequence[Source], quiet_days: int = 0) -> float:
         """Expected days to the alarm from the change on, the first bad day counted, given none in the ``quiet_days``
         before."""
-        require(whole(quiet_days, 0, 10**5), "quiet_days", quiet_days, "a whole number in 0..100,000")
-        state = np.zeros(self.levels)
-        state[0] = 1.0
-        if quiet_days:
-            matrix = self.transition(quiet)
-            for _ in range(quiet_days):
-                state = state @ matrix
-                state /= state.sum()
-        return float(state @ self._remaining(after))
+        return float(self._state(quiet, quiet_days) @ self._remaining(after))
+
+    def found_within(self, days: int, quiet: Sequence[Source], after: Sequence[Source], quiet_days: int = 0) -> float:
+        """Chance of an alarm on one of the ``days`` from the change on, given none in the ``quiet_days`` before."""
+        require(whole(days, 0, 10**5), "days", days, "a whole number in 0..100,000")
+        state, matrix = self._state(quiet, quiet_days), self.transition(after)
+        for _ in range(days):
+            state = state @ matrix
+        return 1 - float(state.sum())
+
+    def _state(self, quiet: Sequence[Source], days: int) -> NDArray[np.float64]:
+        """(levels,) law of S after quiet days without an alarm."""
+        require(whole(days, 0, 10**5), "quiet_days", days, "a whole number in 0..100,000")
+        state, matrix = np.eye(self.levels)[0], self.transition(quiet) if days else None
+        for _ in range(days):
+            state = state @ matrix
+            state /= state.sum()
+        return state
 
     def _remaining(self, day: Sequence[Source]) -> NDArray[np.float64]:
         matrix = self.transition(day)

@@ -111,11 +111,11 @@ def vader_sentiment(texts: Sequence[str], cut: float = 0.05) -> NDArray[np.objec
 class NewsStream:
     """Days of headlines on every topic; from a hidden day on, the share of negatives of one topic is higher."""
 
-    daily: int = 6
+    daily: int = 10
     """Headlines a day on each topic."""
-    quiet: float = 0.2
+    quiet: float = 0.15
     """Share of negatives while all is well; the others are neutral or positive, half and half."""
-    alarming: float = 0.45
+    alarming: float = 0.5
     """Share of negatives of one topic after the change."""
 
     def __post_init__(self):

@@ -83,8 +83,8 @@ def _padded(pools: Pools, rows: int) -> Tensor:
 class ProjectedHead(MLP):
     """A linear map of the vectors and a linear head on it, which start as the identity and as zero.
 
-    One inner step of the head (``Inner(adapted=network.head)``, ANIL) from that start is the nearest-mean rule, equation
-    (eq-one-step-prototype), so meta-training begins at a good classical method.
+    One inner step of the head (``Inner(adapted=network.head)``, ANIL) from that start is the nearest-mean rule:
+    equation (eq-one-step-prototype). So meta-training begins at a good classical method.
     """
 
     def __init__(self, size: int, ways: int):
