@@ -116,12 +116,13 @@ def session_tasks(
     values = np.asarray(features(events))
     number = torch.get_default_dtype()
     kind = torch.int64 if np.issubdtype(values.dtype, np.integer) else number
-    at = (events["session"].to_numpy(), (events["slate"] * model.slate + events["place"]).to_numpy())
+    within = (events["slate"] * model.slate + events["place"]).to_numpy()
+    at = tuple(torch.tensor(index) for index in (events["session"].to_numpy(), within))
     size = (len(shops) * len(assortments) * sessions, model.slates * model.slate)
 
     def filled(column: NDArray, empty: float, dtype: torch.dtype) -> Tensor:
         table = torch.full((*size, *column.shape[1:]), empty, dtype=dtype)
-        table[at] = torch.as_tensor(np.array(column)).to(dtype)
+        table[at] = torch.tensor(column).to(dtype)
         return table.unflatten(0, (-1, sessions))
 
     acted = (events["event"].to_numpy() > 0).astype(np.int64)
@@ -173,13 +174,15 @@ def fine_tuned(
     lr: float,
     steps: int,
     adapted: tuple[int, ...] | None = None,
+    last: bool = False,
 ) -> list[Tensor]:
     """Log-odds of a click, (M, rows), for query rows (M, rows, F) after 0, 1, ..., ``steps`` gradient steps of every
-    task on its support. Plain descent from ``start``, whoever made it: what a meta-learner's own adaptation is."""
+    task on its support, or after the last alone. Plain descent from ``start``, whoever made it: what a meta-learner's
+    own adaptation is."""
     learner = SupervisedMAML(network, Inner(steps=max(steps, 1), lr=lr, adapted=adapted), loss=event_loss)
     stages = learner.train_task(start, support, steps)
     with torch.no_grad():
-        return [log_odds(network.outputs(phi, query)) for phi in stages]
+        return [log_odds(network.outputs(phi, query)) for phi in stages[-1 if last else 0 :]]
 
 
 def log_odds(output: Tensor) -> Tensor:

@@ -1,0 +1,362 @@
+"""Few-shot behaviour prediction on new shops and new departments: who learns most from 1, 5, 20 and 100 sessions.
+
+    python -m benchmarks.few_shot heads --seeds 0 1 2 3 4 --output benchmarks/results/few_shot
+    python -m benchmarks.few_shot adapters --device cuda --seeds 0 1 2 3 4 --output benchmarks/results/few_shot
+
+``heads``: small networks over vectors of the products' texts that were computed once (minutes on a CPU). ``adapters``:
+low-rank corrections inside the encoder (for a GPU). One file for every part, setting and training seed, written as it
+is finished; files that are there are not made again. Test shops, their supports and queries are the same for all
+seeds, parts and methods; a seed draws initial parameters and the order of training.
+
+Step size and number of steps of every method that descends are chosen on validation shops, for each size of support,
+from the same grid. Chapter "Few-shot across categories and shops" reads the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import environment
+from ecomlib.environment import distribution_version
+from ecomlib.files import write_json
+from ecomlib.language.adapters import AdaptedEncoder, LoRAConfig, token_rows
+from ecomlib.language.behaviour import BehaviourModel
+from ecomlib.language.encoder import load_encoder
+from ecomlib.language.features import impression_features, reduced, tfidf_vectors
+from ecomlib.language.few_shot import (
+    Reference,
+    SessionTasks,
+    click_rate,
+    few_shot_learner,
+    fine_tuned,
+    initial,
+    log_odds,
+    losses,
+    reference,
+    score,
+    session_tasks,
+)
+from ecomlib.language.products import read_products
+from ecomlib.language.shop_shrinkage import learned_prior, own_weights, ridge_prior, shrunk_log_odds
+from ecomlib.learners.adaptation import Inner
+from ecomlib.networks import MLP
+
+PRODUCTS = Path(__file__).parents[1] / "data" / "complete_journey_products.parquet"
+VALIDATION, TEST = 1_000, 10_000
+"""Ids of the first validation and test shop; training shops start at 0."""
+SUPPORT = 100
+"""Sessions of a task that may be support; the query is what comes after."""
+
+
+class Sizes(NamedTuple):
+    """How much of everything."""
+
+    shops: int
+    sessions: int
+    validation: int
+    test: int
+    queries: int
+    k: tuple[int, ...]
+
+
+HEADS = Sizes(shops=200, sessions=40, validation=30, test=60, queries=20, k=(1, 5, 20, 100))
+ADAPTERS = Sizes(shops=200, sessions=40, validation=12, test=60, queries=20, k=(1, 5, 20))
+QUICK = Sizes(shops=6, sessions=8, validation=3, test=4, queries=2, k=(1, 2))
+
+
+class Lists(NamedTuple):
+    """Training tasks, and validation and test tasks whose first SUPPORT sessions are support."""
+
+    train: SessionTasks
+    validation: SessionTasks
+    test: SessionTasks
+
+
+def lists(features: Any, sizes: Sizes, setting: str) -> Lists:
+    """Tasks of "shops": new shops that sell what the shops of training sell; or of "departments": one department of a
+    shop, in training those sold all along, in the test those that open later, in shops that are new too."""
+    products, model = read_products(PRODUCTS), BehaviourModel()
+    late = model.unseen(products)
+    department = products["department"].to_numpy(object)
+    support = min(SUPPORT, max(sizes.k))
+    if setting == "shops":
+        known = unknown = [np.flatnonzero(~late)]
+    else:
+        of = lambda names: [np.flatnonzero((department == name) & chosen) for name, chosen in names]
+        known = of([(name, ~late) for name in sorted(set(department[~late]))])
+        unknown = of([(name, late) for name in model.unseen_departments])
+        known = [rows for rows in known if len(rows) >= 20]
+    per = lambda count, parts: max(2, count // len(parts))
+    make = lambda first, count, sessions, parts, seed: session_tasks(
+        model, products, range(first, first + per(count, parts)), sessions, features, parts, seed
+    )[0]
+    return Lists(
+        make(0, sizes.shops * (1 if setting == "shops" else 2), sizes.sessions, known, 1_000),
+        make(VALIDATION, sizes.validation, support + sizes.queries, known, 2_000),
+        make(TEST, sizes.test, support + sizes.queries, unknown, 3_000),
+    )
+
+
+class Judge:
+    """Scores on a list of tasks after ``support`` sessions were set aside."""
+
+    def __init__(self, tasks: SessionTasks, rate: Tensor, sizes: Sizes):
+        self.tasks, self.query = tasks, tasks.after(min(SUPPORT, max(sizes.k)))
+        self.rows = self.query.rows()
+        self.ends: Reference = reference(self.query, rate)
+
+    def loss(self, odds: Tensor) -> Tensor:
+        """(T,)."""
+        return losses(odds.to(self.query.exact.dtype), self.rows.y)
+
+    def score(self, odds: Tensor) -> float:
+        """Ratio of means over tasks."""
+        return float(score(self.loss(odds), self.ends))
+
+
+def descend(
+    network: Any, start: list[Tensor], judge: Judge, k: int, lr: float, steps: int, adapted: Any, chunk: int, last: bool
+) -> list[Tensor]:
+    """Log-odds after 0, 1, ..., ``steps`` steps, or only after the ``last``, ``chunk`` tasks at a time."""
+    support, parts = judge.tasks.first(k), []
+    for first in range(0, len(support.x), chunk):
+        part = slice(first, first + chunk)
+        own = type(support)(support.x[part], support.y[part])
+        parts.append(fine_tuned(network, start, own, judge.rows.x[part], lr, steps, adapted, last))
+    return [torch.cat(stage) for stage in zip(*parts)]
+
+
+def tuned(
+    network: Any,
+    start: list[Tensor],
+    judges: tuple[Judge, Judge],
+    k: int,
+    rates: Sequence[float],
+    steps: int,
+    adapted: Any = None,
+    chunk: int = 10_000,
+) -> dict[str, Any]:
+    """Score on the test after the step size and number of steps that are best on validation; more steps than 0."""
+    validation, test = judges
+    best = (-np.inf, rates[0], 1)
+    for lr in rates:
+        for step, odds in enumerate(descend(network, start, validation, k, lr, steps, adapted, chunk, False)):
+            found = validation.score(odds) if step else -np.inf
+            best = max(best, (found if np.isfinite(found) else -np.inf, lr, step))
+    _, lr, step = best
+    odds = descend(network, start, test, k, lr, step, adapted, chunk, True)[-1]
+    return {"score": test.score(odds), "lr": lr, "steps": step, "validation": best[0]}
+
+
+# ------------------------------------------------------------------------------------------ heads over vectors
+HEAD_RATES, HEAD_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0), 20
+TAUS = (0.02, 0.05, 0.1, 0.2, 0.4)
+VECTORS = ("MiniLM", "random encoder", "TF-IDF", "category and tier")
+
+
+def vectors_of(name: str, components: int = 64) -> np.ndarray:
+    """(products, d) what a small network is told of a product."""
+    products, late = read_products(PRODUCTS), BehaviourModel().unseen(read_products(PRODUCTS))
+    texts, sold = list(products["text"]), np.flatnonzero(~late)
+    if name == "category and tier":
+        indicator = lambda column: (
+            products[column].to_numpy(object)[:, None] == np.unique(products[column].to_numpy(object))
+        )
+        return np.column_stack((3.0 * indicator("category"), indicator("tier"))).astype(np.float32)
+    if name == "TF-IDF":
+        found = tfidf_vectors(texts, sold, components)
+        return found / found[sold].std(0)
+    encoder = load_encoder("random" if name == "random encoder" else None)
+    return reduced(encoder.embed(texts), sold, components)
+
+
+def compact(vectors: np.ndarray) -> Any:
+    """Features of an impression: the product's vector, its place, and what went before in the session as counts."""
+    d = vectors.shape[1]
+
+    def features(events):
+        found = impression_features(events, vectors)
+        return np.column_stack((found[:, :d], found[:, 5 * d :]))
+
+    return features
+
+
+def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool, full: bool) -> dict[str, Any]:
+    """All methods over one kind of vectors; ``full`` with the meta-learners."""
+    vectors = vectors_of(name)
+    data = lists(compact(vectors), sizes, setting)
+    d, rate = vectors.shape[1], click_rate(data.train)
+    judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
+    network = MLP((data.train.x.shape[-1], 64, 32, 2), torch.relu)
+    iterations = 3 if quick else 800
+    seconds, scores = {}, {}
+
+    def train(method: str, iterations: int, **settings: Any) -> list[Tensor]:
+        start = time.process_time()
+        inner = Inner(steps=3, lr=settings.pop("inner", 0.1))
+        learner = few_shot_learner(network, method, inner, **settings)
+        meta = learner.meta_train(data.train, seed, iterations, progress=False).meta
+        seconds[method] = time.process_time() - start
+        return meta
+
+    half = sizes.sessions // 2
+    pooled = train("pooled", iterations, tasks=50, shots=min(10, half), queries=min(10, half), lr=3e-3)
+    offset = lambda x: log_odds(network.outputs(pooled, x)).detach()
+    test = judges[1]
+    scores["pooled, not adapted"] = {"0": {"score": test.score(offset(test.rows.x))}}
+    descents: dict[str, tuple[list[Tensor], Any]] = {"pooled, fine-tuned": (pooled, None)}
+    if full:
+        descents["from scratch"] = initial(network, seed), None
+        for method in ("MAML", "FOMAML", "ANIL", "Reptile"):
+            k = 2 if quick else 20
+            meta = train(method, iterations, tasks=25, shots=k, queries=k, inner=0.3, lr=2e-3)
+            descents[method] = meta, network.head if method == "ANIL" else None
+    for method, (start, adapted) in descents.items():
+        steps = 3 if quick else HEAD_STEPS
+        scores[method] = {str(k): tuned(network, start, judges, k, HEAD_RATES, steps, adapted) for k in sizes.k}
+
+    columns = slice(0, d + 4)  # the product and its place: what one shop's own weights are fitted on
+    began = time.process_time()
+    every = data.train.rows()
+    z, like = every.x[..., columns], every.x
+    prior = learned_prior(z, every.y, offset(every.x), ridge_prior(d + 4, 0.1, like), rounds=2 if quick else 10)
+    seconds["learned prior"] = time.process_time() - began
+
+    def shrunk(judge: Judge, k: int, prior: Tensor) -> float:
+        own = judge.tasks.first(k)
+        found = own_weights(own.x[..., columns], own.y, offset(own.x), prior)
+        return judge.score(shrunk_log_odds(found, judge.rows.x[..., columns], offset(judge.rows.x)))
+
+    scores["pooled + ridge"], scores["pooled + learned prior"] = {}, {}
+    for k in sizes.k:
+        sd = max(TAUS, key=lambda sd: shrunk(judges[0], k, ridge_prior(d + 4, sd, like)))
+        scores["pooled + ridge"][str(k)] = {"score": shrunk(test, k, ridge_prior(d + 4, sd, like)), "sd": sd}
+        scores["pooled + learned prior"][str(k)] = {"score": shrunk(test, k, prior)}
+    return {"scores": scores, "seconds": seconds, "parameters": sum(p.numel() for p in pooled)}
+
+
+# ------------------------------------------------------------------------------------------ adapters
+ADAPTER_RATES, ADAPTER_STEPS = (0.03, 0.1, 0.3, 1.0), 4
+
+
+def adapters(seed: int, sizes: Sizes, options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Corrections of the encoder: pooled and then fine-tuned, against corrections that were meta-learned from the
+    pooled ones on. ``pooled, longer`` goes on with pooled training for as many rows as the meta-learners read, those
+    of ``MAML`` with its fewer iterations excepted. What is there is saved after every method."""
+    quick, device, methods = options.quick, options.device, options.methods
+    cuda = torch.device(device).type == "cuda"
+    encoder = load_encoder(options.encoder, device=device, attention="eager", seed=seed)
+    texts = list(read_products(PRODUCTS)["text"])
+    read = lambda events: token_rows(events, texts, encoder, 24)
+    data = Lists(*(part.to(device) for part in lists(read, sizes, "shops")))
+    rate = click_rate(data.train)
+    judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
+    network = AdaptedEncoder(encoder, LoRAConfig(rank=4, alpha=8.0, autocast=cuda))
+    pooled_steps, meta_steps, shots = (2, 1, 2) if quick else (400, options.iterations, 5)
+    tasks, chunk = (2, 2) if quick else (8, 12)
+    pooled_batch = {"tasks": 2 if quick else 16, "shots": 1, "queries": 2 if quick else 4, "lr": 2e-3}
+    scores: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    result = {"scores": scores, "seconds": seconds, "parameters": network.numbers, "encoder": encoder.name}
+    result |= {"iterations": {"pooled": pooled_steps, "meta": meta_steps}, "complete": False}
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def judged(name: str, start: list[Tensor], rates: Sequence[float] = ADAPTER_RATES) -> None:
+        began = clock()
+        steps = 2 if quick else ADAPTER_STEPS
+        scores[name] = {str(k): tuned(network, start, judges, k, rates, steps, None, chunk) for k in sizes.k}
+        seconds[f"{name}: tuning and test"] = clock() - began
+        print(f"seed {seed} {name}: {scores[name]} {seconds}", flush=True)
+        save(result)
+
+    began = clock()
+    learner = few_shot_learner(network, "pooled", Inner(), **pooled_batch)
+    state = learner.meta_train(data.train, seed, pooled_steps, device=device, progress=False)
+    pooled, seconds["pooled"] = state.meta, clock() - began
+    with torch.no_grad():
+        parts = [log_odds(network.outputs(pooled, rows)) for rows in judges[1].rows.x.split(chunk)]
+    scores["pooled, not adapted"] = {"0": {"score": judges[1].score(torch.cat(parts))}}
+    judged("pooled, fine-tuned", pooled)
+    # The inner step size of the meta-learners is the one that suits the pooled start with most sessions.
+    inner = Inner(steps=3, lr=scores["pooled, fine-tuned"][str(max(sizes.k))]["lr"])
+    result["inner step size"] = inner.rate(0)
+    if "pooled, longer" in methods:
+        began = clock()
+        rows = tasks * shots * 4 / (pooled_batch["tasks"] * pooled_batch["queries"])  # of a meta-iteration, in batches
+        more = pooled_steps + round(rows * meta_steps)
+        longer = learner.meta_train(data.train, seed, more, state, device=device, progress=False).meta
+        seconds["pooled, longer"] = clock() - began
+        judged("pooled, longer, fine-tuned", longer)
+    if "from scratch" in methods:
+        judged("from scratch", initial(network, seed))
+    for method in ("FOMAML", "Reptile", "MAML"):
+        if method not in methods:
+            continue
+        began, second = clock(), method == "MAML"
+        settings = {"tasks": tasks, "shots": shots, "queries": shots, "lr": 1e-3, "chunk": 2 if second else None}
+        meta_learner = few_shot_learner(network, method, inner, **settings)
+        warm = state._replace(iteration=0, memory=None, history=[])
+        iterations = max(1, meta_steps // 2) if second else meta_steps
+        meta = meta_learner.meta_train(data.train, seed, iterations, warm, device=device, progress=False).meta
+        seconds[method] = clock() - began
+        judged(method, meta)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+    return result | {"peak memory, GB": memory, "complete": True}
+
+
+# ------------------------------------------------------------------------------------------ the files
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("heads", "adapters"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/few_shot"))
+    parser.add_argument("--methods", nargs="+", default=["pooled, longer", "FOMAML", "Reptile", "MAML", "from scratch"])
+    parser.add_argument("--label", default="", help="part of the files' names, where settings differ")
+    parser.add_argument("--iterations", type=int, default=300, help="of meta-training of adapters; MAML takes half")
+    parser.add_argument("--encoder", default=None, help="folder of the encoder, or 'random'")
+    parser.add_argument("--quick", action="store_true", help="everything tiny: does it run?")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    if options.part == "heads":
+        jobs = [(seed, s, v) for s in ("shops", "departments") for v in VECTORS for seed in options.seeds]
+    else:
+        jobs = [(seed, "shops", options.label) for seed in options.seeds]
+    for seed, setting, name in jobs:
+        stem = "_".join(part.replace(" ", "-") for part in (options.part, setting, name, str(seed)) if part)
+        path = options.output / f"few_shot_{stem}.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["complete"]:
+            continue
+        began = time.perf_counter()
+        sizes = QUICK if options.quick else HEADS if options.part == "heads" else ADAPTERS
+        about = environment("few_shot", options.device, transformers=distribution_version("transformers"))
+        about = {"environment": about, "part": options.part, "setting": setting, "vectors": name, "seed": seed}
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def save(result: dict[str, Any], path: Path = path, about: Any = about, sizes: Sizes = sizes) -> None:
+            write_json(path, about | {"sizes": sizes._asdict()} | result)
+
+        if options.part == "heads":
+            full = name in ("MiniLM", "category and tier")
+            save(heads(seed, setting, name, sizes, options.quick, full) | {"complete": True})
+        else:
+            save(adapters(seed, sizes, options, save))
+        print(f"{path.name}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
