@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ from ecomlib.language.few_shot import (
     score,
     session_tasks,
 )
+from ecomlib.language.ideal import ideal_probabilities, posterior_particles
 from ecomlib.language.products import read_products
 from ecomlib.language.shop_shrinkage import learned_prior, own_weights, ridge_prior, shrunk_log_odds
 from ecomlib.learners.adaptation import Inner
@@ -81,9 +83,12 @@ class Lists(NamedTuple):
     test: SessionTasks
 
 
-def lists(features: Any, sizes: Sizes, setting: str) -> Lists:
-    """Tasks of "shops": new shops that sell what the shops of training sell; or of "departments": one department of a
-    shop, in training those sold all along, in the test those that open later, in shops that are new too."""
+def lists(features: Any, sizes: Sizes, setting: str) -> tuple[Lists, pd.DataFrame]:
+    """Tasks, and the log of the test.
+
+    "shops": new shops that sell what the shops of training sell. "departments": a task is one department of a shop; in
+    training it is one of those sold all along, in the test one that opens later, in a shop that is new too.
+    """
     products, model = read_products(PRODUCTS), BehaviourModel()
     late = model.unseen(products)
     department = products["department"].to_numpy(object)
@@ -98,12 +103,10 @@ def lists(features: Any, sizes: Sizes, setting: str) -> Lists:
     per = lambda count, parts: max(2, count // len(parts))
     make = lambda first, count, sessions, parts, seed: session_tasks(
         model, products, range(first, first + per(count, parts)), sessions, features, parts, seed
-    )[0]
-    return Lists(
-        make(0, sizes.shops * (1 if setting == "shops" else 2), sizes.sessions, known, 1_000),
-        make(VALIDATION, sizes.validation, support + sizes.queries, known, 2_000),
-        make(TEST, sizes.test, support + sizes.queries, unknown, 3_000),
     )
+    test, events = make(TEST, sizes.test, support + sizes.queries, unknown, 3_000)
+    train = make(0, sizes.shops * (1 if setting == "shops" else 2), sizes.sessions, known, 1_000)[0]
+    return Lists(train, make(VALIDATION, sizes.validation, support + sizes.queries, known, 2_000)[0], test), events
 
 
 class Judge:
@@ -190,58 +193,129 @@ def compact(vectors: np.ndarray) -> Any:
     return features
 
 
-def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool, full: bool) -> dict[str, Any]:
-    """All methods over one kind of vectors; ``full`` with the meta-learners."""
+def inner_for(k: int) -> tuple[int, float]:
+    """(sessions, step size) of the inner loop that a method to be used with k sessions is meta-trained with."""
+    return min(k, 20), 0.3 if k >= 20 else 0.1
+
+
+def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict[str, Any]:
+    """All methods over one kind of vectors; meta-learners over two kinds."""
     vectors = vectors_of(name)
-    data = lists(compact(vectors), sizes, setting)
+    data = lists(compact(vectors), sizes, setting)[0]
     d, rate = vectors.shape[1], click_rate(data.train)
     judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
     network = MLP((data.train.x.shape[-1], 64, 32, 2), torch.relu)
-    iterations = 3 if quick else 800
     seconds, scores = {}, {}
+    every = [3] if quick else [200, 400]
 
-    def train(method: str, iterations: int, **settings: Any) -> list[Tensor]:
-        start = time.process_time()
-        inner = Inner(steps=3, lr=settings.pop("inner", 0.1))
-        learner = few_shot_learner(network, method, inner, **settings)
-        meta = learner.meta_train(data.train, seed, iterations, progress=False).meta
-        seconds[method] = time.process_time() - start
-        return meta
+    def train(method: str, k: int, rounds: list[int], judge: Callable[[list[Tensor]], float], **settings: Any) -> Any:
+        """The state, of those after ``rounds`` iterations, that validation shops like best."""
+        start, state, best = time.process_time(), None, (-np.inf, None)
+        learner = few_shot_learner(network, method, Inner(steps=3, lr=inner_for(k)[1]), **settings)
+        for iterations in rounds:
+            state = learner.meta_train(data.train, seed, iterations, state, progress=False)
+            best = max(best, (judge(state.meta), state.meta), key=lambda pair: pair[0])
+        seconds[f"{method} {k}" if k else method] = time.process_time() - start
+        return best[1]
 
     half = sizes.sessions // 2
-    pooled = train("pooled", iterations, tasks=50, shots=min(10, half), queries=min(10, half), lr=3e-3)
-    offset = lambda x: log_odds(network.outputs(pooled, x)).detach()
-    test = judges[1]
-    scores["pooled, not adapted"] = {"0": {"score": test.score(offset(test.rows.x))}}
-    descents: dict[str, tuple[list[Tensor], Any]] = {"pooled, fine-tuned": (pooled, None)}
-    if full:
-        descents["from scratch"] = initial(network, seed), None
-        for method in ("MAML", "FOMAML", "ANIL", "Reptile"):
-            k = 2 if quick else 20
-            meta = train(method, iterations, tasks=25, shots=k, queries=k, inner=0.3, lr=2e-3)
-            descents[method] = meta, network.head if method == "ANIL" else None
-    for method, (start, adapted) in descents.items():
-        steps = 3 if quick else HEAD_STEPS
-        scores[method] = {str(k): tuned(network, start, judges, k, HEAD_RATES, steps, adapted) for k in sizes.k}
+    offset = lambda meta, x: log_odds(network.outputs(meta, x)).detach()
+    plain = lambda meta: judges[0].score(offset(meta, judges[0].rows.x))
+    rounds = every if quick else [100, 200, 400, 800]
+    pooled = train("pooled", 0, rounds, plain, tasks=50, shots=1, queries=min(10, half), lr=3e-3)
+    validation, test = judges
+    scores["pooled, not adapted"] = {"0": {"score": test.score(offset(pooled, test.rows.x))}}
+    budget = lambda k: 2 if quick else HEAD_STEPS if k <= 5 else HEAD_STEPS // 2
+    scores["pooled, fine-tuned"] = {str(k): tuned(network, pooled, judges, k, HEAD_RATES, budget(k)) for k in sizes.k}
 
     columns = slice(0, d + 4)  # the product and its place: what one shop's own weights are fitted on
+    raw = lambda x: x[..., columns]
+    shrinkage(scores, "pooled", sizes, data, judges, raw, lambda x: offset(pooled, x), seconds, quick)
+    methods = {"MiniLM": ("MAML", "FOMAML", "ANIL", "Reptile"), "category and tier": ("MAML",)}.get(name, ())
+    if methods:
+        scratch = initial(network, seed)
+        scores["from scratch"] = {str(k): tuned(network, scratch, judges, k, HEAD_RATES, budget(k)) for k in sizes.k}
+    for method in methods:
+        scores[method], trained = {}, {}
+        adapted = network.head if method == "ANIL" else None
+        for k in sizes.k:
+            shots, lr = inner_for(min(k, half))
+            if shots not in trained:
+                judge = lambda meta, shots=shots, lr=lr: validation.score(
+                    descend(network, meta, validation, shots, lr, 3, adapted, 10_000, True)[-1]
+                )
+                trained[shots] = train(
+                    method, shots, every, judge, tasks=25, shots=shots, queries=min(20, half), lr=2e-3
+                )
+            scores[method][str(k)] = tuned(network, trained[shots], judges, k, HEAD_RATES, budget(k), adapted)
+        if method == "MAML":  # its last hidden layer in the place of the raw vectors, and the classical method on top
+            meta = trained[max(trained)]
+            hidden = lambda x, meta=meta: with_one(MLP(network.sizes[:-1], torch.relu).outputs(meta[:-2], x).relu())
+            shrinkage(
+                scores, "MAML's features", sizes, data, judges, hidden, lambda x: offset(pooled, x), seconds, quick
+            )
+    return {"scores": scores, "seconds": seconds, "parameters": sum(p.numel() for p in pooled)}
+
+
+def with_one(x: Tensor) -> Tensor:
+    """A column of ones at the end."""
+    return torch.cat((x, torch.ones_like(x[..., :1])), -1).detach()
+
+
+def shrinkage(
+    scores: dict[str, Any],
+    title: str,
+    sizes: Sizes,
+    data: Lists,
+    judges: tuple[Judge, Judge],
+    z: Callable[[Tensor], Tensor],
+    offset: Callable[[Tensor], Tensor],
+    seconds: dict[str, float],
+    quick: bool,
+) -> None:
+    """Ridge with a standard deviation chosen on validation, and the prior learned from the shops of training."""
     began = time.process_time()
     every = data.train.rows()
-    z, like = every.x[..., columns], every.x
-    prior = learned_prior(z, every.y, offset(every.x), ridge_prior(d + 4, 0.1, like), rounds=2 if quick else 10)
-    seconds["learned prior"] = time.process_time() - began
+    features = z(every.x)
+    start = ridge_prior(features.shape[-1], 0.1, features)
+    prior = learned_prior(features, every.y, offset(every.x), start, rounds=2 if quick else 10)
+    seconds[f"{title} + learned prior"] = time.process_time() - began
 
     def shrunk(judge: Judge, k: int, prior: Tensor) -> float:
         own = judge.tasks.first(k)
-        found = own_weights(own.x[..., columns], own.y, offset(own.x), prior)
-        return judge.score(shrunk_log_odds(found, judge.rows.x[..., columns], offset(judge.rows.x)))
+        found = own_weights(z(own.x), own.y, offset(own.x), prior)
+        return judge.score(shrunk_log_odds(found, z(judge.rows.x), offset(judge.rows.x)))
 
-    scores["pooled + ridge"], scores["pooled + learned prior"] = {}, {}
+    ridge, learned = scores.setdefault(f"{title} + ridge", {}), scores.setdefault(f"{title} + learned prior", {})
     for k in sizes.k:
-        sd = max(TAUS, key=lambda sd: shrunk(judges[0], k, ridge_prior(d + 4, sd, like)))
-        scores["pooled + ridge"][str(k)] = {"score": shrunk(test, k, ridge_prior(d + 4, sd, like)), "sd": sd}
-        scores["pooled + learned prior"][str(k)] = {"score": shrunk(test, k, prior)}
-    return {"scores": scores, "seconds": seconds, "parameters": sum(p.numel() for p in pooled)}
+        priors = {sd: ridge_prior(len(prior), sd, prior) for sd in TAUS}
+        sd = max(TAUS, key=lambda sd: shrunk(judges[0], k, priors[sd]))
+        ridge[str(k)] = {"score": shrunk(judges[1], k, priors[sd]), "sd": sd}
+        learned[str(k)] = {"score": shrunk(judges[1], k, prior)}
+
+
+def ideal(seed: int, setting: str, sizes: Sizes, quick: bool) -> dict[str, Any]:
+    """The posterior over a shop's taste, on the same tests: ``seed`` draws the particles."""
+    nothing = lambda events: np.zeros((len(events), 1), np.float32)
+    data, events = lists(nothing, sizes, setting)
+    judge = Judge(data.test, click_rate(data.train), sizes)
+    products, began = read_products(PRODUCTS), time.process_time()
+    family, support = BehaviourModel().family(products), len(data.test.x[0]) - sizes.queries
+    scores: dict[str, Any] = {}
+    for k in (0, *sizes.k):
+        odds, effective = torch.zeros(judge.query.y.shape, dtype=torch.float64), []
+        for task, own in events.groupby("task"):
+            number = own["session"] % len(data.test.x[0])
+            shop = posterior_particles(family, own[number < k], 200 if quick else 2000, seed=seed)
+            effective.append(shop.effective)
+            rows = own[number >= support]
+            click = 1 - ideal_probabilities(family, rows, shop)[:, 0]
+            found = torch.full((len(events),), 0.5, dtype=torch.float64)
+            found[rows.index.to_numpy().copy()] = torch.tensor(click)
+            odds[task] = torch.special.logit(found)[judge.query.row[task].clamp(min=0)]
+        score_ = judge.score(odds.flatten(1).to(judge.query.exact.dtype))
+        scores[str(k)] = {"score": score_, "fewest effective particles": min(effective)}
+    return {"scores": {"ideal": scores}, "seconds": {"ideal": time.process_time() - began}}
 
 
 # ------------------------------------------------------------------------------------------ adapters
@@ -257,7 +331,7 @@ def adapters(seed: int, sizes: Sizes, options: Any, save: Callable[[dict[str, An
     encoder = load_encoder(options.encoder, device=device, attention="eager", seed=seed)
     texts = list(read_products(PRODUCTS)["text"])
     read = lambda events: token_rows(events, texts, encoder, 24)
-    data = Lists(*(part.to(device) for part in lists(read, sizes, "shops")))
+    data = Lists(*(part.to(device) for part in lists(read, sizes, "shops")[0]))
     rate = click_rate(data.train)
     judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
     network = AdaptedEncoder(encoder, LoRAConfig(rank=4, alpha=8.0, autocast=cuda))
@@ -320,9 +394,11 @@ def adapters(seed: int, sizes: Sizes, options: Any, save: Callable[[dict[str, An
 # ------------------------------------------------------------------------------------------ the files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("heads", "adapters"))
+    parser.add_argument("part", choices=("heads", "ideal", "adapters"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of adapters")
+    parser.add_argument("--settings", nargs="+", default=["shops", "departments"], choices=("shops", "departments"))
+    parser.add_argument("--vectors", nargs="+", default=list(VECTORS), choices=VECTORS, help="of heads")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/few_shot"))
     parser.add_argument("--methods", nargs="+", default=["pooled, longer", "FOMAML", "Reptile", "MAML", "from scratch"])
     parser.add_argument("--label", default="", help="part of the files' names, where settings differ")
@@ -332,17 +408,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    if options.part == "heads":
-        jobs = [(seed, s, v) for s in ("shops", "departments") for v in VECTORS for seed in options.seeds]
-    else:
-        jobs = [(seed, "shops", options.label) for seed in options.seeds]
+    vectors = options.vectors if options.part == "heads" else [options.label]
+    settings = ["shops"] if options.part == "adapters" else options.settings
+    jobs = [(seed, setting, name) for setting in settings for name in vectors for seed in options.seeds]
     for seed, setting, name in jobs:
         stem = "_".join(part.replace(" ", "-") for part in (options.part, setting, name, str(seed)) if part)
         path = options.output / f"few_shot_{stem}.json"
         if path.exists() and json.loads(path.read_text(encoding="utf-8"))["complete"]:
             continue
         began = time.perf_counter()
-        sizes = QUICK if options.quick else HEADS if options.part == "heads" else ADAPTERS
+        sizes = QUICK if options.quick else ADAPTERS if options.part == "adapters" else HEADS
         about = environment("few_shot", options.device, transformers=distribution_version("transformers"))
         about = {"environment": about, "part": options.part, "setting": setting, "vectors": name, "seed": seed}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -351,8 +426,9 @@ def main() -> None:
             write_json(path, about | {"sizes": sizes._asdict()} | result)
 
         if options.part == "heads":
-            full = name in ("MiniLM", "category and tier")
-            save(heads(seed, setting, name, sizes, options.quick, full) | {"complete": True})
+            save(heads(seed, setting, name, sizes, options.quick) | {"complete": True})
+        elif options.part == "ideal":
+            save(ideal(seed, setting, sizes, options.quick) | {"complete": True})
         else:
             save(adapters(seed, sizes, options, save))
         print(f"{path.name}: {time.perf_counter() - began:.0f} s", flush=True)
