@@ -39,21 +39,21 @@ def normalised_entropy(label: ArrayLike, rate: ArrayLike) -> float:
     """Log-loss by the entropy of the observed click rate, equation (eq-click-entropy): 1 for who predicts that rate,
     below 1 is better (He et al. 2014). Raises ``ValueError`` without a click, or with nothing else."""
     label, rate = _rows(label, rate)
-    require(0 < label.mean() < 1, "clicks", label.sum(), f"some of the {len(label)} labels, and not all")
+    require(0 < label.mean() < 1, "clicks", int(label.sum()), f"some of the {len(label)} labels, and not all")
     return log_loss(label, rate) / entropy(float(label.mean()))
 
 
 def average_precision(label: ArrayLike, rate: ArrayLike) -> float:
     """Area under the precision-recall curve, scikit-learn's; a random order has the click rate."""
     label, rate = _rows(label, rate)
-    require(label.sum() > 0, "clicks", label.sum(), "at least one")
+    require(label.sum() > 0, "clicks", 0, "at least one")
     return float(average_precision_score(label, rate))
 
 
 def predicted_per_click(label: ArrayLike, rate: ArrayLike) -> float:
     """Clicks that were predicted for each that came: 1 is calibrated as a whole."""
     label, rate = _rows(label, rate)
-    require(label.sum() > 0, "clicks", label.sum(), "at least one")
+    require(label.sum() > 0, "clicks", 0, "at least one")
     return float(rate.sum() / label.sum())
 
 
@@ -94,7 +94,7 @@ def bootstrap(
     require(whole(resamples, 99, 10**5), "resamples", resamples, "a whole number from 99 to 100,000")
     number = pd.factorize(np.asarray(blocks))[0]
     require(len(number) == len(label), "blocks", len(number), f"one for each of {len(label)} rows")
-    require(number.max() > 0, "blocks", number.max() + 1, "at least 2 different ones")
+    require(number.max() > 0, "blocks", int(number.max()) + 1, "at least 2 different ones")
     members = np.split(np.argsort(number, kind="stable"), np.bincount(number).cumsum()[:-1])
     generator = np.random.default_rng(seed)
     draws = [np.concatenate([members[b] for b in generator.integers(len(members), size=len(members))])
