@@ -32,11 +32,12 @@ from ecomlib.files import write_json
 from ecomlib.language.adapters import AdaptedEncoder, LoRAConfig, token_rows
 from ecomlib.language.behaviour import BehaviourModel
 from ecomlib.language.encoder import load_encoder
-from ecomlib.language.features import impression_features, reduced, tfidf_vectors
+from ecomlib.language.features import reduced, tfidf_vectors
 from ecomlib.language.few_shot import (
     Reference,
     SessionTasks,
     click_rate,
+    compact_features,
     few_shot_learner,
     fine_tuned,
     initial,
@@ -182,17 +183,6 @@ def vectors_of(name: str, components: int = 64) -> np.ndarray:
     return reduced(encoder.embed(texts), sold, components)
 
 
-def compact(vectors: np.ndarray) -> Any:
-    """Features of an impression: the product's vector, its place, and what went before in the session as counts."""
-    d = vectors.shape[1]
-
-    def features(events):
-        found = impression_features(events, vectors)
-        return np.column_stack((found[:, :d], found[:, 5 * d :]))
-
-    return features
-
-
 def inner_for(k: int) -> tuple[int, float]:
     """(sessions, step size) of the inner loop that a method to be used with k sessions is meta-trained with."""
     return min(k, 20), 0.3 if k >= 20 else 0.1
@@ -201,7 +191,7 @@ def inner_for(k: int) -> tuple[int, float]:
 def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict[str, Any]:
     """All methods over one kind of vectors; meta-learners over two kinds."""
     vectors = vectors_of(name)
-    data = lists(compact(vectors), sizes, setting)[0]
+    data = lists(lambda events: compact_features(events, vectors), sizes, setting)[0]
     d, rate = vectors.shape[1], click_rate(data.train)
     judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
     network = MLP((data.train.x.shape[-1], 64, 32, 2), torch.relu)
@@ -241,12 +231,10 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
         for k in sizes.k:
             shots, lr = inner_for(min(k, half))
             if shots not in trained:
-                judge = lambda meta, shots=shots, lr=lr: validation.score(
-                    descend(network, meta, validation, shots, lr, 3, adapted, 10_000, True)[-1]
-                )
-                trained[shots] = train(
-                    method, shots, every, judge, tasks=25, shots=shots, queries=min(20, half), lr=2e-3
-                )
+                own = {"k": shots, "lr": lr, "steps": 3, "adapted": adapted, "chunk": 10_000, "last": True}
+                judge = lambda meta, own=own: validation.score(descend(network, meta, validation, **own)[-1])
+                batch = {"tasks": 25, "shots": shots, "queries": min(20, half)}
+                trained[shots] = train(method, shots, every, judge, **batch, lr=2e-3)
             scores[method][str(k)] = tuned(network, trained[shots], judges, k, HEAD_RATES, budget(k), adapted)
         if method == "MAML":  # its last hidden layer in the place of the raw vectors, and the classical method on top
             meta = trained[max(trained)]

@@ -26,7 +26,7 @@ from ..learners.meta import GradientStep
 from ..learners.supervised import Examples, SupervisedMAML
 from ..networks import Network
 from .behaviour import BehaviourModel
-from .features import PLACES
+from .features import impression_features
 
 PADDING = -100
 """The class of a row that holds no impression: losses leave it out."""
@@ -222,11 +222,11 @@ def click_rate(tasks: SessionTasks) -> Tensor:
     return (tasks.y * real).sum() / real.sum()
 
 
-def candidate_columns(width: int, place: bool = True) -> Tensor:
-    """Columns of ``impression_features`` of vectors of ``width`` numbers that say what is shown and where: the vector
-    and the place indicators. What a linear model of one shop is fitted on."""
-    start = 5 * width
-    return torch.cat((torch.arange(width), torch.arange(start, start + PLACES if place else start)))
+def compact_features(events: pd.DataFrame, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(rows, d + 7) of ``impression_features``: the vector of the product shown, its place, and what went before in the
+    session as counts. The first d + 4 say what is shown and where; few sessions cannot teach more."""
+    found, d = impression_features(events, vectors), vectors.shape[1]
+    return np.column_stack((found[:, :d], found[:, 5 * d :]))
 
 
 def initial(network: Network, seed: int) -> list[Tensor]:
