@@ -14,7 +14,7 @@ from ecomlib.language.funnel import HEADS, calibration, exact_score, excess, rea
 from ecomlib.language.fusion import CONTEXT, MODALITIES, Fusion, FusionConfig, Inputs, inputs, session_context
 from ecomlib.language.fusion_training import event_probabilities, logits, target_probabilities, train_fusion
 
-SMALL = FusionConfig(width=8, hidden=16, channels=(4, 6), epochs=6, batch=128, dropout=0.0)
+SMALL = FusionConfig(width=8, hidden=16, channels=6, epochs=6, batch=128, dropout=0.0)
 
 
 def made(rows, seed=0):
@@ -233,7 +233,7 @@ def test_calibration_of_what_is_exact_is_the_diagonal(world):
         {"head": "sigmoid"},
         {"width": 0},
         {"hidden": 10**9},
-        {"channels": (8,)},
+        {"channels": 0},
         {"dropout": 1.0},
         {"modality_dropout": -0.1},
         {"lr": 0.0},
