@@ -10,7 +10,7 @@ import torch
 from torch import Generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ecomlib.language.adapters import AdaptedEncoder, Corrected, LoRAConfig, token_rows
+from ecomlib.language.adapters import AdaptedEncoder, Corrected, LoRAConfig, product_rows, text_tokens, token_rows
 from ecomlib.language.encoder import Encoder, _byte_tokenizer
 from ecomlib.language.few_shot import PADDING, SessionTasks, event_loss, few_shot_learner
 from ecomlib.learners.adaptation import Inner, adapt, adapt_task
@@ -173,6 +173,29 @@ def test_batched_adaptation_equals_one_task_at_a_time(rows):
             own = [(p - 0.5 * g).detach().requires_grad_() for p, g in zip(own, gradient)]
         assert all(torch.allclose(a[task], b, atol=1e-10) for a, b in zip(together, own))
     assert adapt_task is not adapt  # the reference of the learners needs torch.func, which transformers' masks refuse
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("last", [1, 2])
+def test_remembered_texts_give_the_same_numbers(attention, last):
+    """Outputs and meta-gradients, whether the lower blocks are computed anew or once."""
+    config = LoRAConfig(rank=2, alpha=4.0, last=last)
+    anew, once = AdaptedEncoder(tiny(attention), config), AdaptedEncoder(tiny(attention), config)
+    tokens = text_tokens(TEXTS, once.encoder, 16)
+    once.remember(tokens)
+    events = pd.DataFrame({"product": [0, 1, 5, 2, 3, 4, 4, 1], "place": [0, 1, 2, 3, 0, 1, 2, 5]})
+    short = torch.as_tensor(product_rows(events)).unflatten(0, (2, 4))
+    long = torch.cat((tokens[short[..., 0]], short[..., 1:]), -1)
+    y = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0]])
+    start = started(anew)
+    assert len(start) == 4 * last + 2
+    assert torch.allclose(anew.outputs(start, long), once.outputs(start, short), atol=1e-10)
+    gradients = []
+    for network, x in ((anew, long), (once, short)):
+        loss = lambda parameters, data, network=network: event_loss(network.outputs(parameters, data[0]), data[1])
+        with sdpa_kernel(SDPBackend.MATH):
+            gradients.append(meta_gradient(network, loss, start, Examples(x, y), Examples(x.flip(0), y.flip(0))))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*gradients))
 
 
 def test_which_attention_has_second_derivatives(rows):
