@@ -114,13 +114,16 @@ def summary(
                 f1_score(truth, decided(own), labels=LABELS, average="macro", zero_division=0.0)
             ),
             "accuracy likeliest": float((decided(own) == truth).mean()),
-            "calibration": calibration(truth, own, bins).round(5).to_dict("list"),
+            "calibration": calibration(truth, own, min(bins, len(own))).round(5).to_dict("list"),
         }
         if exact is not None:
             ceiling = np.asarray(exact, float)[rows]
             result["exact"] = float(event_losses(truth, ceiling).mean())
-            result["score"] = event_score(truth, own, base, ceiling)
-            result["score of the click"] = event_score(*(_two(x) for x in (truth, own, base, ceiling)))
+            for word, convert in (("score", lambda x: x), ("score of the click", _two)):
+                own_two, base_two, ceiling_two, truth_two = map(convert, (own, base, ceiling, truth))
+                gap = event_losses(truth_two, base_two).mean() - event_losses(truth_two, ceiling_two).mean()
+                enough = gap > 0  # a handful of rows may by luck suit the base rates better than the truth
+                result[word] = event_score(truth_two, own_two, base_two, ceiling_two) if enough else None
         found[name] = result
     return found
 
