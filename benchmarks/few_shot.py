@@ -219,6 +219,7 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
     pooled = train("pooled", 0, rounds, plain, tasks=50, shots=1, queries=min(10, half), lr=3e-3)
     validation, test = judges
     scores["pooled, not adapted"] = {"0": {"score": test.score(offset(pooled, test.rows.x))}}
+    scores["place alone"] = {"0": {"score": test.score(place_alone(data.train, test.rows.x, d))}}
     budget = lambda k: 2 if quick else HEAD_STEPS if k <= 5 else HEAD_STEPS // 2
     scores["pooled, fine-tuned"] = {str(k): tuned(network, pooled, judges, k, HEAD_RATES, budget(k)) for k in sizes.k}
 
@@ -248,6 +249,15 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
                 scores, "MAML's features", sizes, data, judges, hidden, lambda x: offset(pooled, x), seconds, quick
             )
     return {"scores": scores, "seconds": seconds, "parameters": sum(p.numel() for p in pooled)}
+
+
+def place_alone(train: SessionTasks, x: Tensor, d: int) -> Tensor:
+    """Log-odds of the rate of each place of a slate: what is known before a product or a shop is looked at."""
+    every = train.rows()
+    where, clicks = every.x[..., d : d + 4], (every.y == 1).to(every.x)[..., None]
+    real = (every.y >= 0).to(every.x)[..., None]
+    rates = (where * clicks).sum((0, 1)) / (where * real).sum((0, 1))
+    return x[..., d : d + 4] @ torch.special.logit(rates)
 
 
 def with_one(x: Tensor) -> Tensor:
