@@ -122,7 +122,7 @@ def ablation(config: FusionConfig, shop: Shop, rows: dict[str, Inputs]) -> list[
     for chosen in (("text",), MODALITIES):
         add("ablation", "TF-IDF", 0.5, chosen, rows["TF-IDF"])
     for feed in (0.0, 1.0):
-        for chosen in (("text", "numbers"), MODALITIES):
+        for chosen in (("numbers",), ("text", "numbers"), MODALITIES):
             add("feed", "MiniLM", feed, chosen, rows[f"feed {feed:g}"])
     add("reference", "none", 1.0, ("numbers",), rows["attraction"])
     return found
