@@ -69,7 +69,26 @@ class Sizes:
     components: int = 64
     pretraining: int = 20
     steps: int = 100
+    tokens: int = 128
+    history: int = 4
+    ensemble: bool = True
+    bfloat16: bool = False
+    """Also where there is no GPU."""
 
+
+SMALL = Sizes(
+    shops=80,
+    sessions=20,
+    epochs=1,
+    batch=32,
+    pretraining=5,
+    steps=10,
+    tokens=64,
+    history=2,
+    ensemble=False,
+    bfloat16=True,
+)
+"""For one core of a processor: a log of a small shop, short histories, one pass."""
 
 QUICK = Sizes(shops=4, sessions=6, epochs=1, batch=8, particles=50, components=8, pretraining=1, steps=2)
 
@@ -197,21 +216,22 @@ def classifier_run(name: str, seed: int, sizes: Sizes, rate: float, device: str,
     encoder = encoder_of(variant.source, seed, device, sizes.pretraining)
     splits, _, _ = data(seed, sizes)
     texts = products()[0]["text"].tolist()
-    train, validation, test = (SessionDataset(part, texts, encoder) for part in splits)
+    slates = lambda part, texts: SessionDataset(part, texts, encoder, sizes.tokens, sizes.history)
+    train, validation, test = (slates(part, texts) for part in splits)
     sets = [train]
     frozen = variant.adaptation == "frozen"
     settings = TrainingConfig(
-        epochs=max(1, round(variant.epochs * sizes.epochs)),
+        epochs=max(1, int(variant.epochs * sizes.epochs)),
         batch=sizes.batch,
         lr=rate,
         head_lr=rate if frozen else 1e-3,
-        autocast=device != "cpu",
+        autocast=sizes.bfloat16 or device != "cpu",
         balanced=variant.change == "balanced",
         word_dropout=0.1 if variant.change == "augmented" else 0.0,
         seed=seed,
     )
     if variant.change == "augmented":
-        sets += [SessionDataset(splits.train, reworded(texts, luck), encoder) for luck in range(1, settings.epochs)]
+        sets += [slates(splits.train, reworded(texts, luck)) for luck in range(1, settings.epochs)]
     if variant.change == "shuffled":
         shuffled_labels(train, seed)
         shuffled_labels(validation, seed + 1)
@@ -253,8 +273,9 @@ def cost_of(adaptation: str, sizes: Sizes, device: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     encoder = encoder_of("pretrained", 0, device, 0)
     splits, _, _ = data(0, sizes)
-    slates = SessionDataset(splits.train, products()[0]["text"].tolist(), encoder)
-    settings = TrainingConfig(batch=sizes.batch, autocast=device != "cpu")
+    texts = products()[0]["text"].tolist()
+    slates = SessionDataset(splits.train, texts, encoder, sizes.tokens, sizes.history)
+    settings = TrainingConfig(batch=sizes.batch, autocast=sizes.bfloat16 or device != "cpu")
     model = EventClassifier(encoder, ClassifierConfig(adaptation=adaptation))
     optimiser, weight = optimiser_for(model, settings), torch.ones(5, device=model.device)
     ready = list(itertools.islice(slates.batches(sizes.batch, torch.Generator().manual_seed(0)), sizes.steps))
@@ -334,7 +355,8 @@ def work(task: tuple[str, str, int, float, Sizes, str]) -> dict[str, Any]:
     kind, name, seed, rate, sizes, device = task
     if kind == "runs" and name in CLASSICAL:
         return classical_run(name, seed, sizes)
-    return classifier_run(name, seed, sizes, rate, device, VARIANTS[name].members if kind == "runs" else 1)
+    members = VARIANTS[name].members if kind == "runs" and sizes.ensemble else 1
+    return classifier_run(name, seed, sizes, rate, device, members)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -347,9 +369,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--tune", action="store_true", help="choose step sizes first")
     parser.add_argument("--cost", action="store_true", help="only measure seconds and memory")
+    parser.add_argument("--small", action="store_true", help="sizes for one core of a processor: about an hour")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     options = parser.parse_args(arguments)
-    sizes = QUICK if options.quick else Sizes()
+    sizes = QUICK if options.quick else SMALL if options.small else Sizes()
     own = tuple(name for name in VARIANTS if name != "balanced")
     names = options.variant or (CLASSICAL if options.device == "cpu" else own)
     results = Results(options.output, sizes)
@@ -357,7 +380,8 @@ def main(arguments: list[str] | None = None) -> None:
     libraries = {name: distribution_version(name) for name in ("transformers", "peft", "scikit-learn")}
     about = environment("behaviour", options.device, jobs=options.jobs, seeds=options.seeds, **libraries)
     about["command"] = about["command"].replace(str(options.output), options.output.name)
-    about["dtype"] = "float32" if options.device == "cpu" else "bfloat16 autocast, float32 weights"
+    half = sizes.bfloat16 or options.device != "cpu"
+    about["dtype"] = "bfloat16 autocast, float32 weights" if half else "float32"
     results.keep("environments", part, options.device, about)
     if options.cost:
         if options.device == "cpu":  # a batch that a laptop would use
