@@ -21,7 +21,7 @@ from .behaviour import EVENTS
 from .features import PLACES, impression_features
 from .metrics import event_losses
 
-STRENGTHS = (0.003, 0.03, 0.3, 3.0)
+STRENGTHS = (3e-5, 3e-4, 0.003, 0.03, 0.3, 3.0)
 """Inverse strengths of the penalty that are tried on the validation part."""
 
 
