@@ -81,11 +81,10 @@ class Cusum:
         """(levels, levels) probabilities from S of one day to S of the next without an alarm; a row lacks the chance of
         an alarm. The headlines of a day are independent, those of a ``Source`` alike (Brook and Evans 1972)."""
         law, lowest = self._increments(day)
-        size = self.levels
-        matrix = np.zeros((size, size))
-        to = np.arange(size)[:, None] + lowest + np.arange(len(law))
-        row, column = np.nonzero((to < size) & (law > 0))
-        np.add.at(matrix, (row, np.maximum(0, to[row, column])), law[column])
+        size, up_to = self.levels, np.concatenate(([0.0], law.cumsum()))
+        place = np.arange(size)[None, :] - np.arange(size)[:, None] - lowest  # of the increment that leads there
+        matrix = np.where((place >= 0) & (place < len(law)), law[place.clip(0, len(law) - 1)], 0.0)
+        matrix[:, 0] = up_to[(place[:, 0] + 1).clip(0, len(law))]  # whatever falls to zero or below
         return matrix
 
     def run_length(self, day: Sequence[Source]) -> float:
