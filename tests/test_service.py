@@ -83,7 +83,7 @@ def test_no_wording_and_no_foreign_intent_is_on_two_sides(seed):
     assert set(parts["examples"]["intent"]) == set(split.new)
     foreign = {name: set(part["intent"]) & set(split.foreign) for name, part in parts.items()}
     assert not foreign["validation"] & foreign["test"] and not foreign["train"]
-    assert foreign["validation"] | foreign["test"] == set(split.foreign)
+    assert foreign["validation"] | foreign["test"] == set(split.foreign) and len(foreign["test"]) == 3
     assert set(split.known) | set(split.new) <= set(parts["test"]["intent"])
     assert len(split.known) == 28 and len(parts["train"]) == 28 * 5 * 4
     assert not np.array_equal(split.train, split_questions(TABLE, seed + 1).train)
@@ -232,6 +232,13 @@ def test_support_and_query_never_share_a_row_and_classes_are_balanced():
 
 def test_kinds_keep_their_order_where_they_are_not_drawn():
     assert (tasks(draw=False).tasks(torch.arange(9)).kinds == torch.arange(3)).all()
+
+
+def test_pools_of_different_sizes_are_never_read_beyond_their_end():
+    pools = [[[0, 1], [2, 3, 4, 5, 6, 7]]]
+    source = TextTasks(torch.arange(8.0)[:, None] + 1, pools, pools, 2, draw=False)
+    x, y = source.sample(source.tasks(torch.arange(100)), 4, 0, 0)
+    assert set(x[y == 0][:, 0].tolist()) == {1, 2} and set(x[y == 1][:, 0].tolist()) == {3, 4, 5, 6, 7, 8}
 
 
 def test_few_shot_tasks_refuse_what_cannot_be_drawn():
