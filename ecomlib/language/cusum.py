@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ class Cusum:
     def transition(self, day: Sequence[Source]) -> NDArray[np.float64]:
         """(levels, levels) probabilities from S of one day to S of the next without an alarm; a row lacks the chance of
         an alarm. The headlines of a day are independent, those of a ``Source`` alike (Brook and Evans 1972)."""
-        law, lowest = self._increments(day)
+        law, lowest = _increments(self._step, self.grid, tuple(day))
         size, up_to = self.levels, np.concatenate(([0.0], law.cumsum()))
         place = np.arange(size)[None, :] - np.arange(size)[:, None] - lowest  # of the increment that leads there
         matrix = np.where((place >= 0) & (place < len(law)), law[place.clip(0, len(law) - 1)], 0.0)
@@ -118,19 +119,21 @@ class Cusum:
         matrix = self.transition(day)
         return np.linalg.solve(np.eye(len(matrix)) - matrix, np.ones(len(matrix)))
 
-    def _increments(self, day: Sequence[Source]) -> tuple[NDArray[np.float64], int]:
-        """Probabilities of a day's increment in steps of 1 / grid, and the lowest increment."""
-        law, lowest = np.ones(1), 0
-        for count, negative, counted in day:
-            fine = 0 <= negative <= counted + 1e-12 and counted <= 1 + 1e-12
-            require(fine, "Source.negative", negative, f"from 0 to counted = {counted}, itself in 0..1")
-            one = np.zeros(self.grid + 1)  # increments -step (not negative), 0 (not counted), grid - step (negative)
-            one[0], one[self.grid] = max(0.0, counted - negative), negative
-            one[self._step] += max(0.0, 1 - counted)
-            for _ in range(count):
-                law = np.convolve(law, one)
-            lowest -= count * self._step
-        return law, lowest
+
+@lru_cache(maxsize=16)
+def _increments(step: int, grid: int, day: tuple[Source, ...]) -> tuple[NDArray[np.float64], int]:
+    """Probabilities of a day's increment in steps of 1 / grid, and the lowest increment."""
+    law, lowest = np.ones(1), 0
+    for count, negative, counted in day:
+        fine = 0 <= negative <= counted + 1e-12 and counted <= 1 + 1e-12
+        require(fine, "Source.negative", negative, f"from 0 to counted = {counted}, itself in 0..1")
+        one = np.zeros(grid + 1)  # increments -step (not negative), 0 (not counted), grid - step (negative)
+        one[0], one[grid] = max(0.0, counted - negative), negative
+        one[step] += max(0.0, 1 - counted)
+        for _ in range(count):
+            law = np.convolve(law, one)
+        lowest -= count * step
+    return law, lowest
 
 
 def reference(quiet: float, alarming: float) -> float:
