@@ -23,6 +23,9 @@ from .metrics import event_losses
 
 STRENGTHS = (3e-5, 3e-4, 0.003, 0.03, 0.3, 3.0)
 """Inverse strengths of the penalty that are tried on the validation part."""
+LIGHT = 10.0
+"""The last seven columns of ``impression_features`` (place, slate, counts) are few and matter: after standardising they
+are multiplied by this, so that a penalty strong enough for hundreds of text columns hardly touches them."""
 
 
 class Features(Protocol):
@@ -75,7 +78,8 @@ def fit_linear(
 ) -> Linear:
     """Fit for every strength on ``train``; keep the one with the best log-loss on ``validation``.
 
-    Dense features are standardised by the training part, sparse ones taken as they are. ``balanced`` gives every event
+    Dense features, those of ``vector_features``, are standardised by the training part (see LIGHT), sparse ones taken as
+    they are. ``balanced`` gives every event
     the same total weight, without a correction: what that does to calibration is in the chapter.
     """
     require(len(strengths) > 0, "strengths", strengths, "at least one number > 0")
@@ -92,7 +96,11 @@ def fit_linear(
 
 
 def _scaled(scaler: StandardScaler | None, rows: Any) -> Any:
-    return rows if scaler is None else scaler.transform(rows)
+    if scaler is None:
+        return rows
+    rows = scaler.transform(rows)
+    rows[:, -(PLACES + 3) :] *= LIGHT
+    return rows
 
 
 def _all_events(model: LogisticRegression, rows: Any) -> NDArray[np.float64]:
