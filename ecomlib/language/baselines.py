@@ -78,9 +78,9 @@ def fit_linear(
 ) -> Linear:
     """Fit for every strength on ``train``; keep the one with the best log-loss on ``validation``.
 
-    Dense features, those of ``vector_features``, are standardised by the training part (see LIGHT), sparse ones taken as
-    they are. ``balanced`` gives every event
-    the same total weight, without a correction: what that does to calibration is in the chapter.
+    Dense features, those of ``vector_features``, are standardised by the training part (see LIGHT), sparse ones taken
+    as they are. ``balanced`` gives every event the same total weight, without a correction: what that does to
+    calibration is in the chapter.
     """
     require(len(strengths) > 0, "strengths", strengths, "at least one number > 0")
     own = features(train)
