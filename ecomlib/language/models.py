@@ -119,9 +119,11 @@ class EventClassifier(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def start_from(self, rates: NDArray[np.float64]) -> None:
-        """Set the output's constants to the log of the events' base rates (5,), so that training starts from there."""
+        """Set the constants of the output to the log of the events' base rates at each place (places, 5), so that
+        training starts from rates by place: a few hundred small steps would hardly reach them."""
         with torch.no_grad():
-            self.event[-1].bias.copy_(torch.as_tensor(np.log(rates), dtype=torch.float32))
+            self.event[-1].bias.zero_()
+            self.place.copy_(torch.as_tensor(np.log(rates), dtype=torch.float32))
 
 
 def _mean(hidden: Tensor, chosen: Tensor) -> Tensor:

@@ -118,8 +118,8 @@ def fit(
     rates = event_rates(sets[0])
     weight = 1 / (len(EVENTS) * rates) if config.balanced else np.ones(len(EVENTS))
     model.shift.copy_(torch.as_tensor(np.log(weight)))
-    weighted = rates * weight
-    model.start_from(weighted / weighted.sum())
+    at_place = place_event_rates(sets[0], len(model.place)) * weight
+    model.start_from(at_place / at_place.sum(1, keepdims=True))
     hide = _hider(encoder, sets[0], config) if config.word_dropout > 0 else lambda batch, generator: batch
     optimiser = optimiser_for(model, config)
     run = _Run(model, optimiser, _key(model, config, sets, validation), None if folder is None else Path(folder))
@@ -162,6 +162,15 @@ def event_rates(data: SessionDataset) -> NDArray[np.float64]:
     """(5,) shares of the events among a data set's impressions, each counted once more than it came."""
     counts = np.bincount(data.event[data.event >= 0].numpy(), minlength=len(EVENTS)) + 1.0
     return counts / counts.sum()
+
+
+def place_event_rates(data: SessionDataset, places: int) -> NDArray[np.float64]:
+    """(places, 5) shares of the events at each place, with five impressions of the average place added to each."""
+    found = np.tile(5 * event_rates(data), (places, 1))
+    for place in range(min(places, data.event.shape[1])):
+        column = data.event[:, place]
+        found[place] += np.bincount(column[column >= 0].numpy(), minlength=len(EVENTS))
+    return found / found.sum(1, keepdims=True)
 
 
 def mean_log_loss(model: EventClassifier, data: SessionDataset, autocast: bool = False) -> float:
