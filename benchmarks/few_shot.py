@@ -22,6 +22,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +76,8 @@ class Sizes(NamedTuple):
     k: tuple[int, ...]
 
 
-HEADS = Sizes(shops=200, sessions=40, validation=20, test=40, queries=20, k=(1, 5, 20, 100))
-ADAPTERS = Sizes(shops=200, sessions=40, validation=4, test=20, queries=10, k=(1, 5, 20))
+HEADS = Sizes(shops=200, sessions=40, validation=12, test=30, queries=20, k=(1, 5, 20, 100))
+ADAPTERS = Sizes(shops=200, sessions=40, validation=4, test=16, queries=10, k=(1, 5, 20))
 QUICK = Sizes(shops=6, sessions=8, validation=3, test=4, queries=2, k=(1, 2))
 
 
@@ -166,11 +167,12 @@ def tuned(
 
 
 # ------------------------------------------------------------------------------------------ heads over vectors
-HEAD_RATES, HEAD_STEPS = (0.03, 0.1, 0.3), 15
+HEAD_RATES, HEAD_STEPS = (0.03, 0.1, 0.3), 12
 TAUS = (0.02, 0.05, 0.1, 0.2, 0.4)
 VECTORS = ("MiniLM", "random encoder", "TF-IDF", "category and tier")
 
 
+@lru_cache(maxsize=4)
 def vectors_of(name: str, components: int = 64) -> np.ndarray:
     """(products, d) what a small network is told of a product."""
     products, late = read_products(PRODUCTS), BehaviourModel().unseen(read_products(PRODUCTS))
@@ -200,7 +202,7 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
     judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
     network = MLP((data.train.x.shape[-1], 64, 32, 2), torch.relu)
     seconds, scores = {}, {}
-    every = [3] if quick else [100, 200]
+    every = [3] if quick else [75, 150]
 
     def train(method: str, k: int, rounds: list[int], judge: Callable[[list[Tensor]], float], **settings: Any) -> Any:
         """The state, of those after ``rounds`` iterations, that validation shops like best."""
@@ -215,12 +217,12 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
     half = sizes.sessions // 2
     offset = lambda meta, x: log_odds(network.outputs(meta, x)).detach()
     plain = lambda meta: judges[0].score(offset(meta, judges[0].rows.x))
-    rounds = every if quick else [100, 200, 400]
-    pooled = train("pooled", 0, rounds, plain, tasks=50, shots=1, queries=min(10, half), lr=3e-3)
+    rounds = every if quick else [100, 200, 300]
+    pooled = train("pooled", 0, rounds, plain, tasks=40, shots=1, queries=min(10, half), lr=3e-3)
     validation, test = judges
     scores["pooled, not adapted"] = {"0": {"score": test.score(offset(pooled, test.rows.x))}}
     scores["place alone"] = {"0": {"score": test.score(place_alone(data.train, test.rows.x, d))}}
-    budget = lambda k: 2 if quick else HEAD_STEPS if k <= 5 else HEAD_STEPS // 2
+    budget = lambda k: 2 if quick else HEAD_STEPS if k <= 20 else HEAD_STEPS // 2
     scores["pooled, fine-tuned"] = {str(k): tuned(network, pooled, judges, k, HEAD_RATES, budget(k)) for k in sizes.k}
 
     columns = slice(0, d + 4)  # the product and its place: what one shop's own weights are fitted on
@@ -239,7 +241,7 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
             if shots not in trained:
                 own = {"k": shots, "lr": lr, "steps": 3, "adapted": adapted, "chunk": 10_000, "last": True}
                 judge = lambda meta, own=own: validation.score(descend(network, meta, validation, **own)[-1])
-                batch = {"tasks": 20, "shots": shots, "queries": min(20, half)}
+                batch = {"tasks": 16, "shots": shots, "queries": min(20, half)}
                 trained[shots] = train(method, shots, every, judge, **batch, lr=2e-3)
             scores[method][str(k)] = tuned(network, trained[shots], judges, k, HEAD_RATES, budget(k), adapted)
         if method == "MAML":  # its last hidden layer in the place of the raw vectors, and the classical method on top
@@ -309,7 +311,7 @@ def ideal(seed: int, setting: str, sizes: Sizes, quick: bool) -> dict[str, Any]:
         odds, effective = torch.zeros(judge.query.y.shape, dtype=torch.float64), []
         for task, own in events.groupby("task"):
             number = own["session"] % len(data.test.x[0])
-            shop = posterior_particles(family, own[number < k], 200 if quick else 2000, seed=seed)
+            shop = posterior_particles(family, own[number < k], 200 if quick else 1000, seed=seed)
             effective.append(shop.effective)
             rows = own[number >= support]
             click = 1 - ideal_probabilities(family, rows, shop)[:, 0]
@@ -322,7 +324,7 @@ def ideal(seed: int, setting: str, sizes: Sizes, quick: bool) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ adapters
-ADAPTER_RATES, ADAPTER_STEPS = (0.1, 0.3, 1.0), 3
+ADAPTER_RATES, ADAPTER_STEPS = (0.1, 0.4), 2
 
 
 def adapters(seed: int, sizes: Sizes, options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -335,8 +337,8 @@ def adapters(seed: int, sizes: Sizes, options: Any, save: Callable[[dict[str, An
     rate = click_rate(data.train)
     judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
     network = AdaptedEncoder(encoder, LoRAConfig(rank=4, alpha=8.0, last=1, autocast=True))
-    network.remember(text_tokens(list(read_products(PRODUCTS)["text"]), encoder, 16))
-    pooled_steps, meta_steps, shots = (2, 1, 2) if quick else (250, options.iterations, 5)
+    network.remember(text_tokens(list(read_products(PRODUCTS)["text"]), encoder, 12))
+    pooled_steps, meta_steps, shots = (2, 1, 2) if quick else (100, options.iterations, 5)
     tasks, pooled_tasks = (2, 2) if quick else (4, 20)
     scores: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -367,12 +369,12 @@ def adapters(seed: int, sizes: Sizes, options: Any, save: Callable[[dict[str, An
     learner = few_shot_learner(network, "pooled", Inner(), tasks=pooled_tasks, shots=1, queries=1, lr=3e-3)
     began = clock()
     state = learner.meta_train(data.train, seed, pooled_steps, device=device, progress=False)
-    more = pooled_steps + 4 * meta_steps  # three inner steps and the query
+    more = pooled_steps + 3 * meta_steps  # two inner steps and the query
     longer = learner.meta_train(data.train, seed, more, state, device=device, progress=False).meta
     seconds["pooled"] = clock() - began
     scores["pooled, not adapted"] = {"0": {"score": plain(longer)}}
     judged("pooled, fine-tuned", longer)
-    inner = Inner(steps=3, lr=0.3)
+    inner = Inner(steps=2, lr=0.3)
     for method in methods:
         began, second = clock(), method == "MAML"
         settings = {"tasks": tasks, "shots": shots, "queries": shots, "lr": 1e-3}
@@ -397,7 +399,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/few_shot"))
     parser.add_argument("--methods", nargs="+", default=["FOMAML", "Reptile"])
     parser.add_argument("--label", default="", help="part of the files' names, where settings differ")
-    parser.add_argument("--iterations", type=int, default=60, help="of meta-training of adapters; MAML takes half")
+    parser.add_argument("--iterations", type=int, default=40, help="of meta-training of adapters; MAML takes half")
     parser.add_argument("--encoder", default=None, help="folder of the encoder, or 'random'")
     parser.add_argument("--quick", action="store_true", help="everything tiny: does it run?")
     options = parser.parse_args()
