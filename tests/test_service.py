@@ -1,11 +1,13 @@
 """Generated questions, their splits, retrieval, handing over, and few-shot tasks over vectors of texts."""
 
 import gzip
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebooks import ROOT
 
 from ecomlib.calibration.tables import TableError
 from ecomlib.language.encoder import load_encoder
@@ -285,3 +287,22 @@ def test_meta_training_learns_which_direction_of_the_vectors_counts():
     before = score(learner.initial(torch.Generator()))
     after = score(learner.meta_train(train, 0, 60, progress=False).meta)
     assert after > before + 0.2
+
+
+# ----------------------------------------------------------------------------------------------- the stored run
+def test_the_stored_comparison_is_complete_and_its_intervals_are_those_of_its_values():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "applications.json").read_text(encoding="utf-8"))
+    assert stored["provenance"]["command"].startswith("python -m benchmarks.applications")
+    assert len(stored["provenance"]["seeds"]) >= 5 and stored["provenance"]["commit"]
+    rules = {"nearest mean", "nearest example", "ridge"}
+    for part, learners in (("intents", 3), ("topics", 2)):
+        rows = stored[part]["accuracy"]
+        for row in rows:
+            assert row["estimate"] == pytest.approx(np.mean(row["values"]), abs=1e-3)
+            assert row["low"] <= row["estimate"] <= row["high"] and row["seeds"] == len(row["values"]) >= 5
+        for vectors in ("MiniLM", "TF-IDF"):
+            for shots in (1, 5):
+                methods = {r["method"] for r in rows if (r["vectors"], r["shots"]) == (vectors, shots)}
+                assert rules < methods and len(methods) == 3 + learners
+    mean = [r["estimate"] for r in stored["intents"]["accuracy"] if r["method"] == "nearest mean" and r["shots"] == 1]
+    assert len(mean) == 3 and 0.2 < min(mean) < max(mean) < 1  # chance is one in five
