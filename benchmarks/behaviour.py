@@ -72,23 +72,27 @@ class Sizes:
     tokens: int = 128
     history: int = 4
     ensemble: bool = True
+    own_shops: bool = False
+    """Every seed has shops of its own."""
     bfloat16: bool = False
     """Also where there is no GPU."""
 
 
 SMALL = Sizes(
-    shops=80,
-    sessions=20,
+    shops=1,
+    sessions=1600,
     epochs=1,
     batch=32,
+    components=128,
     pretraining=5,
     steps=10,
     tokens=64,
     history=2,
     ensemble=False,
+    own_shops=True,
     bfloat16=True,
 )
-"""For one core of a processor: a log of a small shop, short histories, one pass."""
+"""For one core of a processor: the log of one shop, so that there is one taste to learn; short histories, one pass."""
 
 QUICK = Sizes(shops=4, sessions=6, epochs=1, batch=8, particles=50, components=8, pretraining=1, steps=2)
 
@@ -142,7 +146,8 @@ def products() -> tuple[pd.DataFrame, BehaviourModel, NDArray[np.bool_]]:
 def data(seed: int, sizes: Sizes) -> tuple[Splits, NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
     """The parts of a seed's log, exact probabilities of the test part, and its groups of rows."""
     table, model, late = products()
-    log = model.generate(table, range(sizes.shops), sizes.sessions, seed)
+    shops = range(seed * sizes.shops, (seed + 1) * sizes.shops) if sizes.own_shops else range(sizes.shops)
+    log = model.generate(table, shops, sizes.sessions, seed)
     splits = split_by_time(log.events.assign(row=np.arange(len(log.events))), model.days[:2])
     new_department = table["department"].isin(model.unseen_departments).to_numpy()
     shown = splits.test["product"].to_numpy()
