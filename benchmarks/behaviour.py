@@ -38,7 +38,7 @@ from ecomlib.language import baselines
 from ecomlib.language.behaviour import BehaviourModel
 from ecomlib.language.encoder import Encoder, load_encoder
 from ecomlib.language.features import reduced, tfidf_vectors
-from ecomlib.language.ideal import ideal_probabilities, prior_particles
+from ecomlib.language.ideal import ideal_probabilities, posterior_particles, prior_particles
 from ecomlib.language.metrics import summary
 from ecomlib.language.models import (
     ADAPTATIONS,
@@ -184,7 +184,12 @@ def classical_run(name: str, seed: int, sizes: Sizes) -> dict[str, Any]:
     elif name == "ideal":
         torch.set_default_dtype(torch.float64)
         family = model.family(table)
-        probability = ideal_probabilities(family, splits.test, prior_particles(family, sizes.particles, seed))
+        if sizes.shops == 1:  # one shop: whose past tells its taste
+            shop = posterior_particles(family, splits.train, sizes.particles, seed=seed)
+            about["effective"] = shop.effective
+        else:
+            shop = prior_particles(family, sizes.particles, seed)
+        probability = ideal_probabilities(family, splits.test, shop)
         torch.set_default_dtype(torch.float32)
     else:
         if name == "tfidf":
