@@ -185,7 +185,7 @@ def classical_run(name: str, seed: int, sizes: Sizes) -> dict[str, Any]:
         torch.set_default_dtype(torch.float64)
         family = model.family(table)
         if sizes.shops == 1:  # one shop: whose past tells its taste
-            shop = posterior_particles(family, splits.train, sizes.particles, seed=seed)
+            shop = posterior_particles(family, splits.train, sizes.particles, 12, seed)
             about["effective"] = shop.effective
         else:
             shop = prior_particles(family, sizes.particles, seed)
