@@ -144,8 +144,9 @@ def word_features(texts: Sequence[str], fit_rows: Sequence[int], fewest: int = 2
     """Word features whose vocabulary and weights come from the texts ``fit_rows`` alone, those sold in training. Terms
     that fewer than ``fewest`` of them have are left out."""
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=fewest)
+    texts = list(texts)
     vectorizer.fit([texts[row] for row in fit_rows])
-    words = sparse.csr_matrix(vectorizer.transform(list(texts)))
+    words = sparse.csr_matrix(vectorizer.transform(texts))
     return WordFeatures(words, tuple(vectorizer.get_feature_names_out()))
 
 

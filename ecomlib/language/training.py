@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -254,15 +254,17 @@ def _set_lr(optimiser: torch.optim.Optimizer, config: TrainingConfig, done: floa
         group["lr"] = group["largest"] * factor
 
 
-def _hider(encoder: Encoder, data: SessionDataset, config: TrainingConfig):
+def _hider(encoder: Encoder, data: SessionDataset, config: TrainingConfig) -> Callable[[Batch, Generator], Batch]:
     """A function that replaces tokens of product texts by [MASK]; marks and the words for events are left alone."""
     tokenizer = encoder.tokenizer
-    kept = torch.tensor(sorted({*tokenizer.all_special_ids, *(token for verb in data.verbs for token in verb)}))
+    marks = torch.tensor(sorted(tokenizer.all_special_ids))
+    verbs = torch.tensor(sorted({token for verb in data.verbs for token in verb}))
 
     def hide(batch: Batch, generator: Generator) -> Batch:
-        chance = torch.rand(batch.input_ids.shape, generator=generator)
-        hidden = (chance < config.word_dropout) & ~torch.isin(batch.input_ids, kept)
-        return batch._replace(input_ids=torch.where(hidden, tokenizer.mask_token_id, batch.input_ids))
+        chance, ids = torch.rand(batch.input_ids.shape, generator=generator), batch.input_ids
+        words = ~torch.isin(ids, marks) & ((batch.product >= 0) | ~torch.isin(ids, verbs))
+        hidden = torch.where((chance < config.word_dropout) & words, tokenizer.mask_token_id, ids)
+        return batch._replace(input_ids=hidden)
 
     return hide
 
