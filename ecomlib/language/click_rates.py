@@ -173,9 +173,10 @@ class FeatureMap:
             x[rows, at + np.minimum(value.to_numpy() - first, count - 1).astype(np.int64)] = 1.0
             at += count
         for group in self.hashed:
-            words = table[list(group)].astype(str).agg("|".join, axis=1)
-            bucket = {word: zlib.crc32(f"{group}={word}".encode()) % self.buckets for word in words.unique()}
-            x[rows, at + words.map(bucket).to_numpy()] += 1.0
+            code, values = pd.MultiIndex.from_frame(table[list(group)]).factorize()
+            words = ["|".join(map(str, value)) for value in values]
+            bucket = np.array([zlib.crc32(f"{group}={word}".encode()) % self.buckets for word in words], dtype=np.int64)
+            x[rows, at + bucket[code]] += 1.0
         at += self.buckets * bool(self.hashed)
         for name in self.numbers:
             value = pd.to_numeric(table[name], errors="coerce").astype("float64")
