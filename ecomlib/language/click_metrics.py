@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score
 
-from ..evaluation.statistics import Interval
 from ..families.base import require, whole
 
 Array = NDArray[np.float64]
@@ -135,11 +134,6 @@ def impressions_needed(label: ArrayLike, rate: ArrayLike, other: ArrayLike, gain
     difference = row_losses(label, rate) - row_losses(label, other)
     require(gain > 0, "gain", gain, "above 0")
     return float((level_z * difference.std(ddof=1) / (gain * log_loss(label, other))) ** 2)
-
-
-def interval_of(row: pd.Series) -> Interval:
-    """The difference in a row of ``bootstrap`` as an ``Interval``; n is not known to it, 0."""
-    return Interval(float(row["difference"]), float(row["difference_low"]), float(row["difference_high"]), 0)
 
 
 def _ends(values: Array, level: float) -> tuple[float, float]:
