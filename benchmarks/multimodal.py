@@ -42,9 +42,9 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "multimodal"
 SHOPS = 10_000
 """Id of the first shop; those below served to choose the settings."""
-SESSIONS = 1500
+SESSIONS = 1200
 """Sessions of a shop's log, over all its days."""
-LOGS = (150, 400, 1000)
+LOGS = (150, 350, 800)
 """Training sessions that the heads are compared with."""
 CONFIG = FusionConfig(lr=4e-3, dropout=0.3, weight_decay=0.1, epochs=12, patience=2)
 """Chosen on shops 0 and 1 by validation loss."""
