@@ -202,7 +202,7 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
     judges = Judge(data.validation, rate, sizes), Judge(data.test, rate, sizes)
     network = MLP((data.train.x.shape[-1], 64, 32, 2), torch.relu)
     seconds, scores = {}, {}
-    every = [3] if quick else [60, 120]
+    every = [3] if quick else [150, 300]
 
     def train(method: str, k: int, rounds: list[int], judge: Callable[[list[Tensor]], float], **settings: Any) -> Any:
         """The state, of those after ``rounds`` iterations, that validation shops like best."""
@@ -222,7 +222,7 @@ def heads(seed: int, setting: str, name: str, sizes: Sizes, quick: bool) -> dict
     validation, test = judges
     scores["pooled, not adapted"] = {"0": {"score": test.score(offset(pooled, test.rows.x))}}
     scores["place alone"] = {"0": {"score": test.score(place_alone(data.train, test.rows.x, d))}}
-    budget = lambda k: 2 if quick else HEAD_STEPS if k <= 20 else HEAD_STEPS // 2
+    budget = lambda k: 2 if quick else HEAD_STEPS
     if name == "MiniLM":
         scores["pooled, fine-tuned"] = {
             str(k): tuned(network, pooled, judges, k, HEAD_RATES, budget(k)) for k in sizes.k
