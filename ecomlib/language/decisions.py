@@ -242,7 +242,9 @@ class TextRanker:
     def observe(self, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor) -> None:
         """Add the slate to the session's history, if the shopper saw it."""
         here = (~self.seen.left)[..., None].to(self.vectors.dtype)
-        hit = (action == self.family.seen(next_observation).item[..., None]).to(self.vectors.dtype) * here
+        hit = (action == self.family.seen(next_observation).item[..., None]).to(
+            self.vectors.dtype
+        )  # an absent one clicks nothing
         shown = self.vectors[action]
         for which, mask in enumerate((hit, here - hit)):
             self.total[which] = self.total[which] + (shown * mask[..., None]).sum(-2)

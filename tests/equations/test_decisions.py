@@ -125,7 +125,8 @@ def test_what_a_wrong_prediction_costs_is_bounded_by_its_errors(family, tasks):
 def test_the_stage_filter_is_the_share_of_sessions(family):
     """(eq-stage-filter): among simulated sessions that showed the same clicks, carts and purchases, the share at each
     stage; with the same level of clicks at all stages, since the filter does not use their number."""
-    family = replace(family, click=(0.5, 0.5, 0.5), tiredness=0.0)
+    shares = {"cart": (0.2, 0.5, 0.8), "order": (0.3, 0.6, 0.9)}  # so that carts and orders tell of the stage
+    family = replace(family, click=(0.5, 0.5, 0.5), tiredness=0.0, **shares)
     one, n = take(sample_tasks(family, 1, torch.Generator().manual_seed(0)), [0]), 300_000
     one = one._replace(leave=torch.zeros(1))
     state, found = family.reset(one, n, None), StageFilter(family, np.array(family.table.pull))
