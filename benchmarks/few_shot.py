@@ -419,6 +419,7 @@ def main() -> None:
         began = time.perf_counter()
         sizes = QUICK if options.quick else ADAPTERS if options.part == "adapters" else HEADS
         about = environment("few_shot", options.device, transformers=distribution_version("transformers"))
+        about["command"] = about["command"].replace(str(options.output), options.output.name)
         about = {"environment": about, "part": options.part, "setting": setting, "vectors": name, "seed": seed}
         path.parent.mkdir(parents=True, exist_ok=True)
 
