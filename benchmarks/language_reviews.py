@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.language_decisions import VECTORS
 from ecomlib.families.slates import best_slate, expected_gain
 from ecomlib.language.behaviour import BehaviourModel
 from ecomlib.language.decisions import fit_click_head, own_effects
@@ -59,7 +60,7 @@ def ranked(seed: Seed, kind: str) -> list[dict]:
         rows.append({"kind": kind, "ranker": name, "history": history, "seed": seed.number, **metrics, **shares})
 
     add("oracle", 0, truth)
-    families = {name: seed.believed(name, kind) for name in seed.choice}
+    families = {name: seed.believed(name, kind) for name in VECTORS}
     families["clicks per product"] = own_effects(seed.flat(kind), world.sizes.own, keep=False)
     for history in HISTORIES:
         for name, family in families.items():
