@@ -119,13 +119,17 @@ def summary(
         if exact is not None:
             ceiling = np.asarray(exact, float)[rows]
             result["exact"] = float(event_losses(truth, ceiling).mean())
-            for word, convert in (("score", lambda x: x), ("score of the click", _two)):
-                own_two, base_two, ceiling_two, truth_two = map(convert, (own, base, ceiling, truth))
-                gap = event_losses(truth_two, base_two).mean() - event_losses(truth_two, ceiling_two).mean()
-                enough = gap > 0  # a handful of rows may by luck suit the base rates better than the truth
-                result[word] = event_score(truth_two, own_two, base_two, ceiling_two) if enough else None
+            result["score"] = _score_or_none(truth, own, base, ceiling)
+            result["score of the click"] = _score_or_none(*map(_two, (truth, own, base, ceiling)))
         found[name] = result
     return found
+
+
+def _score_or_none(event: Array, probability: Array, base: Array, exact: Array) -> float | None:
+    """The score; None where a handful of rows suit the base rates better than the truth, by luck."""
+    if event_losses(event, base).mean() <= event_losses(event, exact).mean():
+        return None
+    return event_score(event, probability, base, exact)
 
 
 def _two(x: Array) -> Array:
