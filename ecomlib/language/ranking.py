@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..families.base import require, whole
-from ..families.recommendation import SlateRecommendation
+from ..families.recommendation import Segments, SlateRecommendation
 from ..families.slates import expected_gain
 from .choice import slates_of
 
@@ -102,7 +102,7 @@ def tastes_of(
     return taste.numpy()
 
 
-def money_of(family: SlateRecommendation, tasks, score: ArrayLike, stage: int = 0) -> Tensor:
+def money_of(family: SlateRecommendation, tasks: Segments, score: ArrayLike, stage: int = 0) -> Tensor:
     """(M,) exact expected margin of showing each of M segments the first places of its list, sorted by ``score`` (M or
     1, items), once, to a fresh shopper at ``stage``: equation (eq-slate-gain)."""
     score = torch.as_tensor(np.asarray(score)).expand(len(tasks.id), -1)
