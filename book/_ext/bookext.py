@@ -25,12 +25,14 @@ RUN_TIMES = BOOK / "run_times.json"
 ELSEWHERE = [
     (
         "py:.*",
-        r"(torch|numpy|np|pandas|pd|matplotlib|scipy|collections|contextlib|typing|pathlib|pyarrow|optuna|fastapi|gymnasium)\..*",
+        r"(torch|numpy|np|pandas|pd|matplotlib|scipy|sklearn|collections|contextlib|typing|pathlib|pyarrow|optuna|fastapi"
+        r"|gymnasium)\..*",
     ),
     (
         "py:class",
-        r"(ArrayLike|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series|Policy"
-        r"|nn\.Module|Advantage|Loss|OutputLoss|Parameters|Surrogate|Collect|Update|Suppress|Memory|Counts|Teacher|AutoresetMode"
+        r"(ArrayLike|NDArray|Tensor|Generator|Path|optional|array_like|callable|NamedTuple|Axes|Figure|Line2D|DataFrame|Series"
+        r"|nn\.Module|nn\.Linear|PreTrainedModel|PreTrainedTokenizerBase|Policy|Advantage|Loss|OutputLoss|Parameters|Surrogate"
+        r"|Collect|Update|Suppress|Memory|Counts|Teacher|AutoresetMode|Pools|Intent"
         r"|ecomlib\.configuration\.(FamilyT|OuterT))",
     ),
 ]
