@@ -5,6 +5,7 @@ import re
 import bookext
 import pytest
 from markdown_text import documents, split
+from notebooks import ROOT
 from notation import commands, defined_symbols, standard_commands, symbols, undefined
 
 ENTRIES = bookext.read_notation()
@@ -38,6 +39,11 @@ def test_every_macro_and_symbol_is_used():
         if macro or not shown <= used_symbols:
             unused.append(macro or entry["symbol"])
     assert not unused, f"book/notation.yml explains what no chapter uses: {unused}"
+
+
+def test_every_group_has_its_table_on_the_page():
+    shown = re.findall(r"^:group: (.*)$", (ROOT / "chapters/appendix/notation.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(shown) == sorted({entry.get("group", "general") for entry in ENTRIES})
 
 
 def test_macros_are_new_names_and_symbols_are_explained_once():
