@@ -5,8 +5,8 @@ import re
 import bookext
 import pytest
 from markdown_text import documents, split
-from notebooks import ROOT
 from notation import commands, defined_symbols, standard_commands, symbols, undefined
+from notebooks import ROOT
 
 ENTRIES = bookext.read_notation()
 
