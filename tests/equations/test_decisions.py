@@ -100,7 +100,7 @@ def replace_taste(tasks):
 
 
 def test_a_rising_function_of_the_prediction_changes_the_loss_and_no_list(family):
-    """(eq-rank-invariance): the sort is the same, the log-loss is not; with margins only a common factor is harmless."""
+    """(eq-rank-invariance): the sort is the same, the log-loss not; with margins only a common factor is harmless."""
     rng = np.random.default_rng(0)
     chance = rng.uniform(0.02, 0.5, (400, 10))
     clicked = rng.random(chance.shape) < chance
