@@ -54,7 +54,9 @@ def read_file(path: str | Path) -> pd.DataFrame:
         return pd.read_parquet(path) if name.endswith(".parquet") else pd.read_csv(path)
     except UnicodeDecodeError as error:
         row, byte = _not_utf8(path)
-        raise TableError(f"{path}: line {row} is not UTF-8 (byte {byte:#04x}); save the file as UTF-8") from error
+        raise TableError(
+            f"{path}: cannot be read as CSV: line {row} is not UTF-8 (byte {byte:#04x}); save the file as UTF-8"
+        ) from error
     except Exception as error:  # pandas and pyarrow raise a dozen kinds for a foreign file
         kind = "Parquet" if name.endswith(".parquet") else "CSV"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
