@@ -239,3 +239,10 @@ def test_files_that_cannot_be_read_say_where(tmp_path):
         load_events(empty)
     with pytest.raises(TableError, match=r"names\['buy'\] = 'checkout'; allowed: O, click"):
         load_events(pd.read_csv(pd.io.common.StringIO(CSV)), {"buy": "checkout"})
+
+
+def test_a_session_that_runs_across_a_cut_is_in_no_part():
+    times = {1: (0.0, 1.0), 2: (1.5, 2.5), 3: (2.1, 2.9), 4: (3.5, 4.5), 5: (4.0, 4.2)}
+    rows = [(session, time) for session, both in times.items() for time in both]
+    parts = split_by_time(pd.DataFrame(rows, columns=["session", "time"]), (2.0, 4.0))
+    assert [sorted(set(part["session"])) for part in parts] == [[1], [3], [5]]
