@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read_say_where(tmp_path):
     mixed.write_bytes(
         CSV.replace("rye bread", "crème").encode("utf-8") + "b,2026-02-01 09:00,brûlée,view\n".encode("latin-1")
     )
-    with pytest.raises(TableError, match=r"line 6 is not UTF-8 \(byte 0xfb\)"):
+    with pytest.raises(TableError, match=r"column 'text', line 6: byte 0xfb is not UTF-8"):
         load_events(mixed, NAMES)
     empty = tmp_path / "empty.csv"
     empty.write_text("session,time,text,event\n")

@@ -3,6 +3,7 @@ allowed."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,24 +54,28 @@ def read_file(path: str | Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path) if name.endswith(".parquet") else pd.read_csv(path)
     except UnicodeDecodeError as error:
-        row, byte = _not_utf8(path)
-        raise TableError(
-            f"{path}: cannot be read as CSV: line {row} is not UTF-8 (byte {byte:#04x}); save the file as UTF-8"
-        ) from error
+        raise TableError(f"{path}: cannot be read as CSV: {_not_utf8(path)}") from error
     except Exception as error:  # pandas and pyarrow raise a dozen kinds for a foreign file
         kind = "Parquet" if name.endswith(".parquet") else "CSV"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(f"{path}: cannot be read as {kind} ({reason})") from error
 
 
-def _not_utf8(path: Path) -> tuple[int, int]:
-    """Number of the first line, from 1, that is not UTF-8, and its first byte that is not."""
+def _not_utf8(path: Path) -> str:
+    """Where a CSV file first is not UTF-8, by column and line, and what to do."""
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return number, line[error.start]
+        lines = file.read().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            header, fields = (next(csv.reader([raw.decode("utf-8", "replace")]), []) for raw in (lines[0], line))
+            place = next((i for i, field in enumerate(fields) if "\ufffd" in field), 0)
+            name = header[place] if place < len(header) else f"number {place + 1}"
+            return (
+                f"column {name!r}, line {number}: byte {line[error.start]:#04x} is not UTF-8; allowed: text saved as "
+                "UTF-8 (a spreadsheet offers it as 'CSV UTF-8')"
+            )
     raise AssertionError("every line is UTF-8")
 
 
